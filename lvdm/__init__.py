@@ -1,4 +1,4 @@
-"""The ground floor: configs, registry, video I/O, datasets, latent store, diffusion maths, metrics, run keeping, reports.
+"""The ground floor: configs, registry, video I/O, datasets, latent store, diffusion, metrics, run keeping, reports.
 
 Importing this package imports nothing else, so that the command line answers at once.
 """

@@ -1,0 +1,25 @@
+"""Video autoencoders: `vae.names()`, `vae.build(name, **overrides)`, `vae.load(spec)`. Importing this imports no torch."""
+
+from typing import Any
+
+from lvdm.registry import Registry
+
+registry = Registry("VAE")
+_TINY = {"width": 16, "blocks": 1}
+registry.add("univae", "vae.univae:UniVAE", tiny=_TINY)
+registry.add("odvae", "vae.odvae:ODVAE", tiny=_TINY)
+
+
+def names() -> list[str]:
+    """The registered VAEs."""
+    return registry.names()
+
+
+def build(name: str, **overrides: Any) -> Any:
+    """The VAE called `name` with fresh weights: full size, unless `overrides` say otherwise."""
+    return registry.build(name, **overrides)
+
+
+def load(spec: str) -> Any:
+    """The trained VAE that `spec` names: a run folder, an export folder or a hub id (see `Registry.load`)."""
+    return registry.load(spec)

@@ -1,0 +1,33 @@
+"""Softmax attention behind one function, so that a model does not know which kernel runs it."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from lvdm.errors import UserError, nearest
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v, written out, with the softmax in fp32: the reference for the others."""
+    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1, dtype=torch.float32)
+    return weights.to(v.dtype) @ v
+
+
+BACKENDS = {"sdpa": scaled_dot_product_attention, "math": _math}
+
+
+def check_backend(backend: str) -> str:
+    """Returns `backend` if there is one of that name, else raises UserError."""
+    if backend not in BACKENDS:
+        raise UserError(
+            f"unknown attention backend {backend!r}{nearest(backend, BACKENDS)}; known: {', '.join(BACKENDS)}"
+        )
+    return backend
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
+    """Unmasked multi-head attention: q, k, v and the result are (B, heads, N, head_dim).
+
+    The inputs may be strided views as long as their last dimension is contiguous; `backend` is a key of `BACKENDS`.
+    """
+    return BACKENDS[backend](q, k, v)

@@ -1,0 +1,218 @@
+"""Latte, the video diffusion transformer (Ma et al. 2024, "Latte: Latent Diffusion Transformer for Video Generation").
+
+Variant 1: a spatial block looks across the places of each frame, the next, temporal block across the frames at each
+place, and so on. Tokens stay (B, T, N, D) throughout, N = places a frame, D = width. The named sizes are in
+dit/__init__.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import Tensor, nn
+
+from dit.attention import attention, check_backend
+from dit.conditioning import Condition, LabelEmbedding
+from dit.embeddings import TimestepEmbedding, grid_table, position_table
+from lvdm.errors import UserError
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Blocks
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then x * (1 + scale) + shift, all in fp32; shift and scale broadcast over T and N."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Attention in (B, T, N, D): over the N places of each frame ("space") or the T frames of each place ("time")."""
+
+    def __init__(self, width: int, heads: int, axis: str):
+        super().__init__()
+        self.heads, self.axis, self.backend = heads, axis, "sdpa"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, n, d = x.shape
+        # Features are ordered (head, q|k|v, head_dim), so that both foldings are views of one projection: over space
+        # the frames join the batch, over time the places join the heads.
+        batch, tokens, heads = (b * t, n, self.heads) if self.axis == "space" else (b, t, n * self.heads)
+        q, k, v = self.qkv(x).view(batch, tokens, heads, 3, d // self.heads).transpose(1, 2).unbind(3)
+        return self.out(attention(q, k, v, self.backend).transpose(1, 2).reshape(b, t, n, d))
+
+
+class Block(nn.Module):
+    """A DiT block with adaLN-zero (Peebles & Xie 2023): attention along one axis and an MLP, both modulated and gated.
+
+    `condition` (B, D) is one vector a sample, after its SiLU; its modulation is computed once and broadcast.
+    """
+
+    def __init__(self, width: int, heads: int, axis: str):
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.attention = SelfAttention(width, heads, axis)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        modulation = self.modulation(condition)[:, None, None]
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
+        x = x + gate_attn * self.attention(modulated_norm(x, shift_attn, scale_attn))
+        return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
+
+
+class Head(nn.Module):
+    """The last modulated norm and the projection of each token to its patch."""
+
+    def __init__(self, width: int, features: int):
+        super().__init__()
+        self.modulation = nn.Linear(width, 2 * width)
+        self.linear = nn.Linear(width, features)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition)[:, None, None].chunk(2, dim=-1)
+        return self.linear(modulated_norm(x, shift, scale))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+class Latte(ModelMixin, ConfigMixin):
+    """Noisy latents (B, C, T, H, W) to predicted noise, with `learn_sigma` to noise and variance (B, 2C, T, H, W).
+
+    Config:
+        in_channels: latent channels C.
+        frames: latent frames T.
+        size: latent height and width (H, W), both multiples of `patch`.
+        patch: side of the square patch that makes a token.
+        depth: number of blocks, even: spatial, temporal, spatial, ...
+        width: features a token, a multiple of 4 and of `heads`.
+        heads: attention heads.
+        condition: "none", or "class" with `num_classes` labels.
+        label_dropout: rate at which training replaces labels by the null class; 0 leaves no null class.
+        learn_sigma: whether the variance is predicted too.
+
+    Raises UserError for a config that makes no model.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (the names diffusers looks for)
+    _repeated_blocks = ["Block"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        frames: int = 16,
+        size: tuple[int, int] = (32, 32),
+        patch: int = 2,
+        depth: int = 28,
+        width: int = 1152,
+        heads: int = 16,
+        condition: str = "none",
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        learn_sigma: bool = True,
+    ):
+        super().__init__()
+        _check(self.config)
+        out_channels = 2 * in_channels if learn_sigma else in_channels
+        # A convolution whose stride is its kernel is one product a patch.
+        self.patch_embed = nn.Linear(in_channels * patch**2, width)
+        self.time_embed = TimestepEmbedding(width)
+        self.label_embed = LabelEmbedding(num_classes, label_dropout, width) if condition == "class" else None
+        self.blocks = nn.ModuleList(Block(width, heads, ("space", "time")[i % 2]) for i in range(depth))
+        self.head = Head(width, out_channels * patch**2)
+        self.gradient_checkpointing = False
+        self._set_tables()
+        # Tables are not in the checkpoint: a model built on the meta device gets them when it gets its weights.
+        self.register_load_state_dict_post_hook(lambda model, _: model._set_tables(model.patch_embed.weight.device))
+        self._init_weights()
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition | None = None) -> Tensor:
+        """The model's prediction for the latents `x` (B, C, T, H, W) at `timestep` (B,), int or float in 0..999.
+
+        `condition` holds B labels for a class-conditional model; None is the same as `Condition()`.
+        Raises UserError when the shape or the kind of condition is not the config's.
+        """
+        config = self.config
+        if tuple(x.shape[1:]) != (config.in_channels, config.frames, *config.size):
+            raise UserError(
+                f"Latte was built for latents (B, {config.in_channels}, {config.frames}, {config.size[0]}, "
+                f"{config.size[1]}) but got {tuple(x.shape)}: build it with in_channels, frames and size to fit"
+            )
+        dtype = self.patch_embed.weight.dtype
+        vector = self._embed(timestep, condition or Condition())
+        x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=config.patch, q=config.patch)
+        # Under autocast this leaves the residual stream in fp32; in a bf16 module it is bf16.
+        x = self.patch_embed(x.to(dtype)).to(dtype) + self.space_table.to(dtype)
+        for i, block in enumerate(self.blocks):
+            if i == 1:  # once, before the first temporal block
+                x = x + self.time_table.to(dtype)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, vector)
+            else:
+                x = block(x, vector)
+        rows = config.size[0] // config.patch
+        x = self.head(x, vector)
+        return rearrange(x, "b t (h w) (p q c) -> b c t (h p) (w q)", h=rows, p=config.patch, q=config.patch)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Which kernel of dit/attention.py all blocks use, "sdpa" at first; it is not part of config or checkpoint."""
+        for block in self.blocks:
+            block.attention.backend = check_backend(backend)
+
+    def _embed(self, timestep: Tensor, condition: Condition) -> Tensor:
+        """The vector (B, D) of timestep and condition, after the SiLU that all modulations share."""
+        vector = self.time_embed(timestep)
+        if (self.label_embed is None) != (condition.labels is None):
+            given = "none was given" if condition.labels is None else "labels were given"
+            raise UserError(f"this Latte has condition={self.config.condition!r} but {given}")
+        if self.label_embed is not None:
+            vector = vector + self.label_embed(condition)
+        return F.silu(vector)
+
+    def _set_tables(self, device: torch.device | None = None) -> None:
+        """Fixed position tables (N, D) and (T, 1, D), on the default device at first.
+
+        Not on that of the weights: `from_pretrained` builds those, and those alone, on the meta device.
+        """
+        config = self.config
+        rows, columns = config.size[0] // config.patch, config.size[1] // config.patch
+        space = grid_table(rows, columns, config.width).to(device, torch.float32)
+        time = position_table(torch.arange(config.frames), config.width)[:, None].to(device, torch.float32)
+        self.register_buffer("space_table", space, persistent=False)
+        self.register_buffer("time_table", time, persistent=False)
+
+    def _init_weights(self) -> None:
+        """DiT's initialisation: with the modulations and the last layer at zero, a fresh model predicts zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.time_embed.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.time_embed.mlp[2].weight, std=0.02)
+        if self.label_embed is not None:
+            nn.init.normal_(self.label_embed.table.weight, std=0.02)
+        for module in (*self.blocks, self.head):
+            nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.head.linear.weight)
+
+
+def _check(config) -> None:
+    """Raises UserError, naming the key, for a config that makes no Latte."""
+    height, width = config.size
+    if config.depth < 2 or config.depth % 2:
+        raise UserError(f"depth={config.depth}: expected an even number, spatial and temporal blocks come in pairs")
+    if config.width % config.heads or config.width % 4:
+        raise UserError(f"width={config.width}: expected a multiple of 4 and of heads={config.heads}")
+    if height % config.patch or width % config.patch:
+        raise UserError(f"size=({height}, {width}): expected multiples of patch={config.patch}")
+    if config.condition not in ("none", "class"):
+        raise UserError(f"condition={config.condition!r}: expected 'none' or 'class'")
+    if config.condition == "class" and config.num_classes < 1:
+        raise UserError("condition='class' needs num_classes: the number of labels in the data")

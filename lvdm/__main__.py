@@ -1,0 +1,7 @@
+"""`python -m lvdm` is the command `lvdm`."""
+
+import sys
+
+from lvdm.cli import main
+
+sys.exit(main())

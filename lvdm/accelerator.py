@@ -1,0 +1,66 @@
+"""The one place that makes an Accelerator, with the pitfalls of CPU, gloo and several runs in one process."""
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from lvdm.errors import UserError
+
+
+def make_accelerator(config: Any) -> Any:
+    """The Accelerator of a training config, on CUDA where there is one; works under `accelerate launch` and `torchrun`.
+
+    TF32 stays off; `config.deterministic` asks CUDA for repeatable kernels.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+
+    AcceleratorState._reset_state()  # several programs, of different precision, run one after another in a plan
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    cuda = torch.cuda.is_available()
+    # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one.
+    handlers = [] if cuda else [InitProcessGroupKwargs(backend="gloo")]
+    if not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        _skip_shared_memory_build()
+    try:
+        return Accelerator(
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            gradient_accumulation_steps=config.accumulate,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_config=ProjectConfiguration(project_dir=config.out),
+            kwargs_handlers=handlers,
+            step_scheduler_with_optimizer=False,
+        )
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"cannot start the accelerator (tracker={config.tracker}, precision={config.precision}): {error}"
+        ) from None
+
+
+def close(accelerator: Any) -> None:
+    """Ends trackers and the process group; gloo may abort at interpreter exit otherwise."""
+    accelerator.end_training()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def threads(count: int) -> int:
+    """Sets the CPU threads of torch (0 leaves its default) and returns how many there are: results repeat bitwise at an
+    equal count only, so runs record it."""
+    if count:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def _skip_shared_memory_build() -> None:
+    """DeepSpeed would compile a C++ collective for a minute at the first start on a CPU; gloo does the same work."""
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError("this accelerate config asks for DeepSpeed: pip install 'lvdm[deepspeed]'") from None
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,112 @@
+"""The command `lvdm`: a table of verbs, each of which imports its program only when it runs."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lvdm import config as configs
+from lvdm.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A sub-command: where its `main(argv)` and its config dataclass live, and what it does in one line."""
+
+    program: str
+    config: str
+    summary: str
+
+
+VERBS = {
+    "demo": Verb("sample.demo", "sample.configs:Demo", "the whole job at a small size, on real clips, with a report"),
+    "train vae": Verb("train.vae", "train.configs:TrainVAE", "VAE stage 1: encoder and decoder reconstruct"),
+    "train refine": Verb("train.refine", "train.configs:TrainRefine", "VAE stage 2: D2 renders twice the frame rate"),
+    "train latents": Verb("train.latents", "train.configs:Latents", "encode a folder of videos to a latent store"),
+    "train dit": Verb("train.dit", "train.configs:TrainDiT", "the diffusion transformer, on a latent store"),
+    "sample": Verb("sample.generate", "sample.configs:Generate", "draw new videos from a trained DiT"),
+    "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
+    "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
+    "evaluate": Verb("sample.evaluate", "sample.configs:Evaluate", "PSNR, SSIM, LPIPS and FVD, with their protocols"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `lvdm VERB ...` and returns its exit code: 0, or 2 for what the user can put right."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(importlib.import_module("lvdm").__version__)
+        return 0
+    try:
+        name, rest = _verb(argv)
+    except UserError as error:
+        return _complain(error)
+    verb = VERBS[name]
+    if "-h" in rest or "--help" in rest:
+        print(configs.usage(_resolve(verb.config), f"lvdm {name}"))
+        return 0
+    return _resolve(f"{verb.program}:main")(rest)
+
+
+def program(
+    config: type, argv: list[str] | None, run: Callable[[Any], Any], describe: Callable[[Any], str] | None = None
+) -> int:
+    """The body of every program's `main(argv)`: parse, `--help`, `--dry-run`, run; a UserError is one line and 2.
+
+    `describe(config)` gives what `--dry-run` prints below the resolved config.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        parsed, flags = configs.parse(config, argv)
+        if flags.help:
+            print(configs.usage(config, config.__name__))
+        elif flags.dry_run:
+            print(configs.to_yaml(parsed) + (describe(parsed) if describe else ""))
+        else:
+            run(parsed)
+        return 0
+    except UserError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """What `lvdm --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [
+        "usage: lvdm VERB [positionals] [--config FILE] [key=value ...] [--dry-run]",
+        "",
+        "Latent video diffusion, end to end: train a video VAE, encode, train a transformer, sample, render, evaluate.",
+        "",
+        *(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()),
+        "",
+        "lvdm VERB --help explains every key. --config takes a path or a shipped recipe, e.g. vae/univae.yaml.",
+    ]
+    return "\n".join(lines)
+
+
+def _verb(argv: list[str]) -> tuple[str, list[str]]:
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in VERBS:
+            return name, argv[words:]
+    groups = [name for name in VERBS if name.startswith(f"{argv[0]} ")]
+    if groups:
+        raise UserError(f"lvdm {argv[0]}: expected one of {', '.join(name.split()[1] for name in groups)} after it")
+    raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], VERBS)}; known: {', '.join(VERBS)}")
+
+
+def _resolve(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _complain(error: UserError) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2

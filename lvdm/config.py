@@ -1,0 +1,266 @@
+"""One configuration grammar for every program: a dataclass, a YAML recipe, and `key=value` on the command line.
+
+A program's dataclass documents each field with a string below it; those strings are the `--help`. Nothing here imports
+torch, so that help and plans answer at once.
+"""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import typing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lvdm.errors import UserError, nearest
+
+T = TypeVar("T")
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+TRACKERS = ("none", "wandb", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What is not a key of the config: the flags every program takes."""
+
+    help: bool = False
+    dry_run: bool = False
+    plan: bool = False
+
+
+def choice(config: Any, key: str, options: tuple[str, ...]) -> None:
+    """Raises a UserError unless `config.key` is one of `options`; for use in `__post_init__`."""
+    value = getattr(config, key)
+    if value not in options:
+        raise UserError(f"{key}={value!r}: expected one of {', '.join(options)}{nearest(str(value), options)}")
+
+
+def at_least(config: Any, **bounds: float) -> None:
+    """Raises a UserError for each `key` of `config` that is below its bound; for use in `__post_init__`."""
+    for key, bound in bounds.items():
+        if getattr(config, key) < bound:
+            raise UserError(f"{key}={getattr(config, key)}: expected at least {bound}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def parse(cls: type[T], argv: list[str]) -> tuple[T | None, Flags]:
+    """`[positionals] [--config FILE] [key=value | --key value ...]` as a validated `cls`, and the flags.
+
+    Later keys win over earlier ones and over the recipe. With `--help` the config is None.
+    """
+    flags: dict[str, bool] = {}
+    recipe, overrides, positionals = None, {}, []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name = word.removeprefix("--").replace("-", "_")
+        if word in ("-h", "--help", "--dry-run", "--plan"):
+            flags["help" if word == "-h" else name] = True
+        elif word == "--config":
+            recipe = _value_of(word, words)
+        elif word.startswith("--") and "=" not in word:
+            bare = _field_type(cls, name) is bool and (not words or words[0] not in ("true", "false"))
+            overrides[name] = "true" if bare else _value_of(word, words)
+        elif "=" in word:
+            key, _, value = word.removeprefix("--").partition("=")
+            overrides[key.replace("-", "_")] = value
+        else:
+            positionals.append(word)
+    if flags.get("help"):
+        return None, Flags(**flags)
+    overrides |= _bind_positionals(cls, positionals)
+    return load(cls, recipe, overrides), Flags(**flags)
+
+
+def load(cls: type[T], recipe: str | Path | None = None, overrides: dict[str, Any] | None = None) -> T:
+    """A validated `cls` from a YAML `recipe` (a path, or a name under `configs/`) and `overrides` ("a.b": value).
+
+    Unknown keys, wrong types and refused values are UserErrors that name the key and where it stood.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = OmegaConf.structured(cls)
+    source = str(recipe) if recipe else "command line"
+    try:
+        if recipe is not None:
+            values = read_yaml(recipe)
+            _refuse_unknown(cls, values, source)
+            config = OmegaConf.merge(config, values)
+        source = "command line"
+        for key, value in (overrides or {}).items():
+            _refuse_unknown_key(cls, key, source)
+            OmegaConf.update(config, key, _typed(cls, key, value), merge=True)
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise UserError(f"{source}: key {key!r}: {str(error).splitlines()[0]}") from None
+
+
+def read_yaml(recipe: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, found by its path or by its name under the shipped `configs/`."""
+    from omegaconf import OmegaConf
+
+    path = find_recipe(recipe)
+    try:
+        values = OmegaConf.load(path)
+    except Exception as error:  # yaml raises its own family
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(values):
+        raise UserError(f"{path}: expected a mapping of keys to values at the top")
+    return values
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file `recipe` names: a path as it is, or a name such as `demo/vae.yaml` under the shipped configs."""
+    root = configs_root()
+    for path in (Path(recipe), root / recipe, root / f"{recipe}.yaml", root.parent / recipe):
+        if path.is_file():
+            return path
+    shipped = [str(path.relative_to(root)) for path in sorted(root.rglob("*.yaml"))]
+    raise UserError(f"no config {str(recipe)!r}{nearest(str(recipe), shipped)}; shipped: {', '.join(shipped)}")
+
+
+def configs_root() -> Path:
+    """The folder of shipped recipes, in an installed package or in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain nested dicts, lists and scalars."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """The config as YAML, as it is printed and stored in run folders."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help
+
+
+def usage(cls: type, verb: str) -> str:
+    """The `--help` of a program, from its dataclass: one entry a key with type, default and the field's docstring."""
+    positionals = " ".join(name.upper() for name in getattr(cls, "positionals", ()))
+    lines = [
+        " ".join(f"usage: {verb} {positionals} [--config FILE] [key=value ...] [--dry-run]".split()),
+        "",
+        textwrap.dedent(inspect.getdoc(cls) or ""),
+        "",
+        "Every key also works as --key value. Keys:",
+        "",
+    ]
+    for name, kind, default, doc in _fields(cls):
+        lines.append(f"  {name}={default}  ({kind})")
+        lines += textwrap.wrap(doc, 110, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass and of its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for field, below in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[field.target.id] = " ".join(ast.literal_eval(below.value).split())
+    return docs
+
+
+def _fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    rows = []
+    hints = typing.get_type_hints(cls)
+    home = {
+        key: i for i, base in reversed(list(enumerate(cls.__mro__))) for key in vars(base).get("__annotations__", {})
+    }
+    for field in sorted(dataclasses.fields(cls), key=lambda field: home[field.name]):  # the program's own keys first
+        hint, doc = hints[field.name], field_docs(cls).get(field.name, "")
+        item = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
+        if dataclasses.is_dataclass(item):
+            rows.append((f"{prefix}{field.name}", "list", "[...]", doc))
+            rows += _fields(item, f"{prefix}{field.name}[i].")
+        else:
+            rows.append((f"{prefix}{field.name}", _kind(hint), _default(field), doc))
+    return rows
+
+
+def _kind(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return str(field.default_factory()) if field.default_factory is not dataclasses.MISSING else "(required)"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys and types
+
+
+def _value_of(flag: str, words: list[str]) -> str:
+    if not words:
+        raise UserError(f"{flag}: expected a value after it")
+    return words.pop(0)
+
+
+def _bind_positionals(cls: type, words: list[str]) -> dict[str, str]:
+    names = getattr(cls, "positionals", ())
+    if len(words) > len(names):
+        takes = " ".join(name.upper() for name in names) or "no positional arguments"
+        raise UserError(f"unexpected argument {words[len(names)]!r}: this command takes {takes}, then key=value")
+    return dict(zip(names, words, strict=False))
+
+
+def _field_type(cls: Any, key: str) -> Any:
+    """The type hint at the dotted `key` ("phases.0.lr", "model_args.width"), or None when there is no such key."""
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if dataclasses.is_dataclass(cls):
+            cls = typing.get_type_hints(cls).get(part) if part in {f.name for f in dataclasses.fields(cls)} else None
+        elif typing.get_origin(cls) is list and part.isdigit():
+            cls = typing.get_args(cls)[0]
+        elif typing.get_origin(cls) is dict:
+            cls = typing.get_args(cls)[1]
+        else:
+            return None
+    return cls
+
+
+def _typed(cls: type, key: str, value: Any) -> Any:
+    """A command line's text as YAML would read it, but as it stands where the key holds text."""
+    from omegaconf import OmegaConf
+
+    if not isinstance(value, str) or _field_type(cls, key) is str:
+        return value
+    return OmegaConf.from_dotlist([f"value={value}"])["value"]
+
+
+def _refuse_unknown(cls: Any, values: Any, source: str, prefix: str = "") -> None:
+    """Walks a recipe and refuses the first key that the dataclass does not have."""
+    if dataclasses.is_dataclass(cls):
+        for key in values:
+            _refuse_unknown_key(cls, str(key), source, prefix)
+            value = values._get_node(key)
+            hint = typing.get_type_hints(cls)[key]
+            if typing.get_origin(hint) is list:
+                for i, item in enumerate(value if value._is_none() is False else []):
+                    _refuse_unknown(typing.get_args(hint)[0], item, source, f"{prefix}{key}[{i}].")
+
+
+def _refuse_unknown_key(cls: type, key: str, source: str, prefix: str = "") -> None:
+    if _field_type(cls, key) is None:
+        known = [field.name for field in dataclasses.fields(cls)]
+        raise UserError(f"{source}: unknown key {prefix + key!r}{nearest(key, known)}; known: {', '.join(known)}")

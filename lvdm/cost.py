@@ -1,0 +1,51 @@
+"""What a training step will cost, counted on the meta device before anything is allocated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Floating-point operations of a forward pass, and the bytes it keeps for the backward pass in fp32."""
+
+    flops: int
+    activation_bytes: int
+
+
+def forward_cost(forward: Callable[[], Any]) -> StepCost:
+    """Runs `forward` (on meta tensors) and counts; a training step takes about three times its FLOPs."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return StepCost(counter.get_total_flops(), sum(kept.values()))
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters, buffers not counted."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def describe_step(name: str, trained: int, held: int, batch: int, cost: StepCost, copies: int = 20) -> str:
+    """The lines that `--dry-run` prints of one phase: parameters, FLOPs and memory of a step.
+
+    `copies` bytes a trained parameter: fp32 weight, gradient, two Adam moments and EMA; frozen ones take 4.
+    """
+    state = (trained * copies + (held - trained) * 4) / 2**30
+    activations = cost.activation_bytes / 2**30
+    return (
+        f"{name}: {trained:,} of {held:,} parameters trained, {3 * cost.flops * batch / 1e12:.3g} TFLOP a step, "
+        f"{state:.2f} GiB of weights, gradients and optimizer, about {activations * batch:.2f} GiB of activations in "
+        f"fp32 (half of it in bf16)"
+    )

@@ -1,0 +1,183 @@
+"""The index of a folder of videos: what is there, what is broken, whose class it is, and where its shots begin."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lvdm.data.reader import Unreadable, iter_frames, probe
+from lvdm.errors import UserError, nearest
+
+SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+LABELS = ("auto", "folder", "file", "none")
+THUMBNAIL = (32, 18)  # width, height of what the shot detector sees
+
+
+@dataclass
+class IndexRow:
+    """One video. `path` is relative to the root, `cuts` are the first frames of all shots but the first.
+
+    `frames` counts those that can be decoded: the readable head of a damaged file is used, and `reason` says so.
+    A row of state "broken" has no frames at all.
+    """
+
+    path: str
+    label: str | None = None
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    vfr: bool = False
+    cuts: list[int] = field(default_factory=list)
+    state: Literal["ok", "broken"] = "ok"
+    reason: str = ""
+
+    def shots(self) -> list[tuple[int, int]]:
+        """The shots as (start, end) in frames, end excluded."""
+        edges = [0, *self.cuts, self.frames]
+        return list(zip(edges, edges[1:], strict=False))
+
+
+@dataclass
+class Index:
+    """All videos below `root`, sorted by path; `labels` says where their labels come from ("folder", "file", "none")."""
+
+    root: Path
+    labels: str
+    rows: list[IndexRow]
+
+    @property
+    def ok(self) -> list[IndexRow]:
+        return [row for row in self.rows if row.state == "ok"]
+
+    @property
+    def broken(self) -> list[IndexRow]:
+        return [row for row in self.rows if row.state == "broken"]
+
+    @property
+    def damaged(self) -> list[IndexRow]:
+        """Usable rows of which only the head can be decoded; `reason` tells."""
+        return [row for row in self.ok if row.reason]
+
+    @property
+    def classes(self) -> list[str]:
+        """Sorted names of the labels of usable videos; the number of a class is its place in this list."""
+        return sorted({row.label for row in self.ok if row.label is not None})
+
+    def hash(self) -> str:
+        """Hex digest of what training sees of the videos: paths below the root, labels, sizes, frames and cuts."""
+        seen = [(row.path, row.label, row.frames, row.width, row.height, row.cuts) for row in self.ok]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON lines, a head line and one a video, all at once or not at all."""
+        path = Path(path)
+        lines = [{"root": str(self.root), "labels": self.labels}, *(asdict(row) for row in self.rows)]
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Index":
+        """Reads what `save` wrote; raises UserError when it is something else."""
+        try:
+            head, *rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+            return cls(Path(head["root"]), head["labels"], [IndexRow(**row) for row in rows])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not a video index ({error}); delete it to have it built again") from error
+
+
+def build_index(
+    folder: str | Path, labels: str = "auto", on_file: Callable[[int, int], None] = lambda done, total: None
+) -> Index:
+    """Looks at every video below `folder` once (a full decode at thumbnail size) and calls `on_file(done, total)`.
+
+    Labels are the name of the parent folder ("folder"), the file's stem ("file") or absent ("none"). "auto" takes
+    "folder" when videos lie in more than one sub-folder, else "file" when there are at most 20, else "none".
+    Raises UserError when there is no video, or none that can be read.
+    """
+    folder = Path(folder)
+    if labels not in LABELS:
+        raise UserError(f"labels: {labels!r} is not one of {', '.join(LABELS)}{nearest(labels, LABELS)}")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of videos")
+    paths = sorted(_videos(folder))
+    if not paths:
+        raise UserError(f"{folder}: no video in or below it (looked for {' '.join(SUFFIXES)})")
+    if labels == "auto":
+        labels = "folder" if len({path.parent for path in paths}) > 1 else "file" if len(paths) <= 20 else "none"
+
+    rows = []
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # FFmpeg works outside the interpreter's lock
+        for row in pool.map(lambda path: _look(folder, path, labels), paths):
+            rows.append(row)
+            on_file(len(rows), len(paths))
+    index = Index(folder.resolve(), labels, rows)
+    if not index.ok:
+        raise UserError(f"{folder}: none of the {len(rows)} videos can be read; {rows[0].path}: {rows[0].reason}")
+    return index
+
+
+def find_cuts(thumbnails: np.ndarray) -> list[int]:
+    """The first frame of every new shot among `thumbnails`, uint8 (N, h, w, 3), about 32 pixels wide.
+
+    Hard cuts only, no dissolves. The distance of two frames forgives motion of one thumbnail pixel (1/32 of the
+    picture); a cut is a distance that is large, that stands out from its neighbours (fast motion does not), and that
+    parts all frames just before from all just after (a flash does not).
+    """
+    if len(thumbnails) < 2:
+        return []
+    frames = torch.from_numpy(thumbnails).permute(0, 3, 1, 2).float()
+    step = _distance(frames[:-1], frames[1:])
+    cuts = []
+    for i in (torch.nonzero(step > 13).flatten() + 1).tolist():
+        neighbours = torch.cat([step[max(0, i - 9) : i - 1], step[i : i + 8]])
+        # up to two other cuts or flashes may be near
+        calm = neighbours.sort(descending=True).values[2:3].sum()
+        before, after = frames[max(0, i - 3) : i], frames[i : i + 3]
+        apart = min(_distance(before, frame[None].expand_as(before)).min() for frame in after)
+        if step[i - 1] > 3 * (calm + 1) and apart > 13:
+            cuts.append(i)
+    return cuts
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean distance (levels of 255) of each pixel to the range of the 3x3 pixels around it in the other frame, the
+    larger of both directions; (N, 3, h, w) twice -> (N,)."""
+
+    def outside(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        high, low = F.max_pool2d(y, 3, 1, 1), -F.max_pool2d(-y, 3, 1, 1)
+        return ((x - high).clamp_min(0) + (low - x).clamp_min(0)).mean((1, 2, 3))
+
+    return torch.maximum(outside(a, b), outside(b, a))
+
+
+def _videos(folder: Path) -> Iterator[Path]:
+    """Files with a video's suffix; hidden files and folders are left out (".part", "._x.mp4" of macOS)."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, f) for f in files if f.lower().endswith(SUFFIXES) and not f.startswith("."))
+
+
+def _look(root: Path, path: Path, labels: str) -> IndexRow:
+    """The row of one file: its head, then every frame as a thumbnail."""
+    label = {"folder": path.parent.name, "file": path.stem, "none": None}[labels]
+    row = IndexRow(path.relative_to(root).as_posix(), label)
+    thumbnails = []
+    try:
+        info = probe(path)
+        row.fps, row.width, row.height, row.vfr = info.fps, info.width, info.height, info.vfr
+        thumbnails.extend(iter_frames(path, THUMBNAIL))
+        if len(thumbnails) < info.frames:
+            row.reason = f"decodes to {len(thumbnails)} of {info.frames} frames"
+    except Unreadable as error:
+        row.reason = error.reason
+    return row

@@ -1,0 +1,168 @@
+"""A run folder: the config it belongs to, a log that never lies, checkpoints that are whole, and the export.
+
+    config.yaml            the resolved config
+    log.jsonl              one JSON object a line
+    checkpoints/<samples>/ all that is needed to go on
+    export/                EMA weights in the from_pretrained format
+    finished.json          written last
+
+To resume, run the same command again.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lvdm.config import read_yaml, to_dict, to_yaml
+from lvdm.errors import UserError
+
+
+class Run:
+    """The folder `out` of one config; creating it checks that the folder is new or belongs to an equal config.
+
+    Keys of the config named in its `operational` tuple (workers, logging) may differ between starts. `main` is whether
+    this process writes: every process reads, one writes.
+    """
+
+    def __init__(self, out: str | Path, config: Any, main: bool = True):
+        if not str(out):
+            raise UserError("out: expected the folder to write this run to, e.g. out=runs/my-run")
+        self.folder, self.main = Path(out), main
+        _require_same_config(self.folder, config)
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", to_yaml(config))
+
+    # ---- finished or not ---------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The summary the run ended with, or None while it has not ended."""
+        path = self.folder / "finished.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def finish(self, **summary: Any) -> None:
+        """Marks the run as finished, with figures worth keeping."""
+        if self.main:
+            write_text(self.folder / "finished.json", json.dumps(summary, indent=2))
+
+    # ---- log ---------------------------------------------------------------------------------------------------------
+
+    def log(self, **record: Any) -> None:
+        """Appends a record; numbers that are not finite are kept as text, so that the file stays JSON."""
+        if self.main:
+            clean = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(clean) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The log so far; a line cut off by a kill is left out."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def latest(self) -> int:
+        """Samples seen at the last whole checkpoint; 0 without one."""
+        return max((int(path.name) for path in self._checkpoints()), default=0)
+
+    def save(self, samples: int, write: Callable[[str], Any], keep: int, barrier: Callable[[], None]) -> None:
+        """Writes a checkpoint with `write(folder)` on every process, and renames it into place once it is whole."""
+        final = self.folder / "checkpoints" / f"{samples:09d}"
+        partial = final.with_name(f"partial-{final.name}")
+        if self.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        write(str(partial))
+        barrier()
+        if self.main:
+            os.replace(partial, final)
+            for old in self._checkpoints()[:-keep]:
+                shutil.rmtree(old)
+        barrier()
+
+    def resume(self, read: Callable[[str], Any]) -> int:
+        """Loads the last whole checkpoint with `read(folder)`, cuts the log back to it, and returns its samples."""
+        samples = self.latest()
+        if samples:
+            read(str(self._checkpoints()[-1]))
+        kept = [record for record in self.records() if record.get("samples", 0) <= samples]
+        if self.main and (self.folder / "log.jsonl").is_file():
+            write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        return samples
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("checkpoints/*") if path.name.isdigit())
+
+    # ---- export ------------------------------------------------------------------------------------------------------
+
+    def export(self, model: Any) -> Path:
+        """Writes `export/` with the model's `save_pretrained`, replaced as a whole."""
+        final, partial = self.folder / "export", self.folder / "partial-export"
+        if self.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            model.save_pretrained(partial, safe_serialization=True)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+        return final
+
+
+class Timer:
+    """Seconds of work over all starts of a run, kept in its checkpoints."""
+
+    def __init__(self) -> None:
+        self.before, self.started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.before, self.started = float(state["seconds"]), time.monotonic()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def same_config(folder: Path, config: Any) -> list[str]:
+    """The keys in which `config` differs from the one stored in `folder`, those named `operational` left out."""
+    stored = read_yaml(folder / "config.yaml")
+    asked, free = to_dict(config), {"out", *getattr(config, "operational", ())}
+    from omegaconf import OmegaConf
+
+    stored = OmegaConf.to_container(stored)
+    normal = json.loads(json.dumps(asked))
+    return [key for key in normal if key not in free and stored.get(key) != normal[key]]
+
+
+def _require_same_config(folder: Path, config: Any) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out={folder}: is a file; expected a folder")
+    if (folder / "config.yaml").is_file():
+        different = same_config(folder, config)
+        if different:
+            raise UserError(
+                f"out={folder}: belongs to another config (different: {', '.join(different)});"
+                " choose another out, or remove the folder"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"out={folder}: not empty and not a run folder; choose another out")

@@ -1,0 +1,45 @@
+"""Conditions follow the batch: dropped, doubled, sliced, concatenated; labels become rows of a table."""
+
+import pytest
+import torch
+
+from dit.conditioning import Condition, LabelEmbedding
+from lvdm.errors import UserError
+
+
+def test_dropping_nulls_the_masked_rows_only():
+    condition = Condition.of_classes([4, 0, 2], 5)
+    mask = torch.tensor([False, True, False])
+    assert condition.drop(mask).labels.tolist() == [4, -1, 2]
+    assert condition.labels.tolist() == [4, 0, 2]
+
+
+def test_batching():
+    condition = Condition.of_classes([4, 0, 2], 5)
+    assert condition.cat(condition.null_like()).labels.tolist() == [4, 0, 2, -1, -1, -1]
+    assert condition[1:].labels.tolist() == [0, 2]
+    assert condition[torch.tensor([2, 2])].labels.tolist() == [2, 2]
+    assert condition.to("meta").labels.device.type == "meta"
+
+
+def test_no_condition_follows_along_but_guides_nothing():
+    none = Condition()
+    assert none.drop(torch.tensor([True])) == none.cat(none) == none[:1] == none.to("meta") == none
+    with pytest.raises(UserError, match="guidance scale to 1"):
+        none.null_like()
+
+
+@pytest.mark.parametrize("label", [-2, 5])
+def test_a_label_outside_is_a_user_error(label):
+    with pytest.raises(UserError, match=f"label {label} .*0..4"):
+        Condition.of_classes([0, label], 5)
+
+
+def test_labels_pick_rows_and_the_null_class_is_the_last():
+    embedding = LabelEmbedding(num_classes=5, label_dropout=0.1, width=3)
+    rows = embedding(Condition.of_classes([4, -1, 0], 5))
+    assert torch.equal(rows, embedding.table.weight[[4, 5, 0]])
+
+
+def test_without_label_dropout_there_is_no_null_class():
+    assert LabelEmbedding(num_classes=5, label_dropout=0, width=3).table.weight.shape == (5, 3)

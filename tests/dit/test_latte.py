@@ -1,0 +1,291 @@
+"""Latte against a literal transcription of its equations, and the promises of its contract."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dit.conditioning import Condition
+from dit.latte import Latte
+from lvdm.errors import UserError
+
+CONFIG = {"frames": 3, "size": (4, 8), "patch": 2, "depth": 4, "width": 24, "heads": 3}
+CLASSES = {"condition": "class", "num_classes": 5}
+
+
+def latte(seed: int = 0, **overrides) -> Latte:
+    """A tiny Latte with random weights everywhere, so that no modulation is zero."""
+    model = Latte(**{**CONFIG, **overrides}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def batch(n: int = 2, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 4, 3, 4, 8, generator=generator), torch.tensor([3, 700, 41, 999])[:n]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The equations, one token at a time
+
+
+def sinusoid(position: float, width: int) -> Tensor:
+    angles = [position / 10000 ** (i / (width // 2)) for i in range(width // 2)]
+    return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
+
+
+def affine(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    return (x - x.mean()) / torch.sqrt(((x - x.mean()) ** 2).mean() + 1e-6)
+
+
+def self_attention(weights: dict[str, Tensor], name: str, tokens: list[Tensor], heads: int) -> list[Tensor]:
+    head_dim = len(tokens[0]) // heads
+    qkv = [affine(weights, f"{name}.qkv", token).view(heads, 3, head_dim) for token in tokens]
+    results = []
+    for query in qkv:
+        outputs = []
+        for h in range(heads):
+            logits = torch.stack([query[h, 0] @ other[h, 1] for other in qkv]) / math.sqrt(head_dim)
+            outputs.append(sum(p * other[h, 2] for p, other in zip(logits.softmax(0), qkv, strict=True)))
+        results.append(affine(weights, f"{name}.out", torch.cat(outputs)))
+    return results
+
+
+def block(weights: dict[str, Tensor], name: str, tokens: list[Tensor], vector: Tensor, heads: int) -> list[Tensor]:
+    """A DiT block on one sequence, its modulation computed anew for every token."""
+    modulations = [affine(weights, f"{name}.modulation", silu(vector)).chunk(6) for _ in tokens]
+    normed = [layer_norm(x) * (1 + m[1]) + m[0] for x, m in zip(tokens, modulations, strict=True)]
+    attended = self_attention(weights, f"{name}.attention", normed, heads)
+    tokens = [x + m[2] * y for x, m, y in zip(tokens, modulations, attended, strict=True)]
+    results = []
+    for x, m in zip(tokens, modulations, strict=True):
+        hidden = gelu(affine(weights, f"{name}.mlp.0", layer_norm(x) * (1 + m[4]) + m[3]))
+        results.append(x + m[5] * affine(weights, f"{name}.mlp.2", hidden))
+    return results
+
+
+def reference(model: Latte, video: Tensor, timestep: int, label: int | None) -> Tensor:
+    """Latte's forward of one video (C, T, H, W), variant 1, with loops over frames, places and tokens."""
+    weights, config = model.state_dict(), model.config
+    p, width, heads, frames = config.patch, config.width, config.heads, config.frames
+    places = [(r, c) for r in range(config.size[0] // p) for c in range(config.size[1] // p)]
+
+    angles = [timestep * math.exp(-math.log(10000) * i / 128) for i in range(128)]
+    vector = torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
+    vector = affine(weights, "time_embed.mlp.2", silu(affine(weights, "time_embed.mlp.0", vector)))
+    if label is not None:
+        vector = vector + weights["label_embed.table.weight"][label]
+
+    tokens = {}
+    for t in range(frames):
+        for r, c in places:
+            patch = video[:, t, r * p : (r + 1) * p, c * p : (c + 1) * p]
+            position = torch.cat([sinusoid(c, width // 2), sinusoid(r, width // 2)])
+            tokens[t, r, c] = affine(weights, "patch_embed", patch.flatten()) + position
+
+    for i in range(config.depth):
+        if i % 2 == 0:
+            sequences = [[(t, r, c) for r, c in places] for t in range(frames)]
+        else:
+            sequences = [[(t, r, c) for t in range(frames)] for r, c in places]
+        if i == 1:
+            tokens = {(t, r, c): x + sinusoid(t, width) for (t, r, c), x in tokens.items()}
+        for keys in sequences:
+            results = block(weights, f"blocks.{i}", [tokens[key] for key in keys], vector, heads)
+            tokens.update(zip(keys, results, strict=True))
+
+    channels = 2 * config.in_channels if config.learn_sigma else config.in_channels
+    out = torch.empty(channels, frames, *config.size)
+    for (t, r, c), x in tokens.items():
+        shift, scale = affine(weights, "head.modulation", silu(vector)).chunk(2)
+        patch = affine(weights, "head.linear", layer_norm(x) * (1 + scale) + shift).view(p, p, channels)
+        out[:, t, r * p : (r + 1) * p, c * p : (c + 1) * p] = patch.permute(2, 0, 1)
+    return out
+
+
+@pytest.mark.parametrize("overrides", [{}, CLASSES, {"learn_sigma": False}], ids=["none", "class", "no-sigma"])
+@torch.no_grad()
+def test_equals_the_equations(overrides):
+    model = latte(**overrides)
+    x, t = batch()
+    labelled = "condition" in overrides
+    out = model(x, t, Condition.of_classes([2, -1], 5) if labelled else None)
+    for i, label in enumerate((2, 5) if labelled else (None, None)):
+        expected = reference(model, x[i], int(t[i]), label)
+        torch.testing.assert_close(out[i], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Initialisation
+
+
+@pytest.mark.parametrize("overrides", [{}, CLASSES])
+def test_a_fresh_model_predicts_zero(overrides):
+    model = Latte(**CONFIG, **overrides)
+    x, t = batch()
+    condition = Condition.of_classes([0, 1], 5) if overrides else Condition()
+    assert torch.equal(model(x, t, condition), torch.zeros(2, 8, 3, 4, 8))
+
+
+def test_initial_weights():
+    model = Latte(**{**CONFIG, "width": 96}, condition="class", num_classes=500)
+    weights = model.state_dict()
+    assert all(not value.any() for name, value in weights.items() if name.endswith("bias") or "modulation" in name)
+    assert not weights["head.linear.weight"].any()
+    for name in ("time_embed.mlp.0.weight", "time_embed.mlp.2.weight", "label_embed.table.weight"):
+        assert math.isclose(weights[name].std(), 0.02, rel_tol=0.05)
+    for name in ("patch_embed.weight", "blocks.3.attention.qkv.weight", "blocks.2.mlp.2.weight"):
+        bound = math.sqrt(6 / sum(weights[name].shape))  # Xavier, uniform
+        assert 0.97 * bound < weights[name].abs().max() <= bound
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Numerics
+
+
+def test_attention_back_ends_agree():
+    model = latte()
+    x, t = batch()
+    sdpa = model(x, t)
+    model.set_attention_backend("math")
+    assert {b.attention.backend for b in model.blocks} == {"math"}
+    torch.testing.assert_close(model(x, t), sdpa, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="known: sdpa, math"):
+        model.set_attention_backend("flash")
+
+
+@torch.no_grad()
+def test_rows_are_bitwise_independent_of_their_neighbours():
+    model = latte(**CLASSES)
+    x, t = batch(4)
+    others, _ = batch(4, seed=2)
+    labels = torch.tensor([0, 1, 2, 3])
+    out = model(x, t, Condition(labels))
+    keep = torch.tensor([False, True, False, False])
+    mixed = torch.where(keep.view(-1, 1, 1, 1, 1), x, others)
+    again = model(mixed, torch.where(keep, t, 17), Condition(torch.where(keep, labels, -1)))
+    assert torch.equal(again[1], out[1])
+    assert not torch.equal(again[0], out[0])
+
+
+@pytest.mark.parametrize("frame", [0, 2])
+def test_every_output_sees_every_frame_and_place(frame):
+    x, t = batch(1)
+    x.requires_grad_()
+    latte()(x, t)[0, 0, frame, 0, 0].backward()
+    assert x.grad.abs().amin() > 0
+
+
+@torch.no_grad()
+def test_bf16_stays_close_to_fp32():
+    model = latte()
+    x, t = batch()
+    exact = model(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = model(x, t)
+    cast = model.bfloat16()(x, t)
+    for out in (autocast, cast):
+        assert out.dtype == torch.bfloat16
+        assert (out.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def gradients(model: Latte) -> tuple[list[Tensor], int]:
+    """Gradients of a loss, and how often blocks were entered for them."""
+    calls = []
+    for module in model.blocks:
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+    x, t = batch()
+    model(x, t).square().mean().backward()
+    return [p.grad for p in model.parameters()], len(calls)
+
+
+def test_gradient_checkpointing_gives_equal_gradients():
+    plain, once = gradients(latte())
+    model = latte()
+    model.enable_gradient_checkpointing()
+    recomputed, twice = gradients(model)
+    assert (once, twice) == (CONFIG["depth"], 2 * CONFIG["depth"])
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Saving, loading, the meta device
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("low_memory", [True, False])
+def test_saved_and_loaded_it_is_the_same(tmp_path, low_memory):
+    model = latte(**CLASSES)
+    model.save_pretrained(tmp_path)
+    again = Latte.from_pretrained(tmp_path, low_cpu_mem_usage=low_memory)
+    x, t = batch()
+    condition = Condition.of_classes([1, 4], 5)
+    assert torch.equal(again(x, t, condition), model(x, t, condition))
+    assert not any("table" in name for name in model.state_dict() if "label" not in name)
+
+
+@torch.no_grad()
+def test_loads_in_bf16(tmp_path):
+    model = latte()
+    model.save_pretrained(tmp_path)
+    x, t = batch()
+    out = Latte.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)(x, t)
+    assert (out.float() - model(x, t)).norm() < 0.03 * model(x, t).norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("assign", [True, False])
+def test_built_on_the_meta_device_it_gets_its_tables_with_its_weights(assign):
+    model = latte()
+    with torch.device("meta"):
+        again = Latte(**CONFIG)
+    x, t = batch()
+    assert again(x.to("meta"), t.to("meta")).shape == (2, 8, 3, 4, 8)
+    if not assign:
+        again.to_empty(device="cpu")
+    again.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(again(x, t), model(x, t))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"depth": 3}, "depth=3: expected an even number"),
+        ({"heads": 5}, "width=24: expected a multiple of 4 and of heads=5"),
+        ({"size": (4, 7)}, r"size=\(4, 7\): expected multiples of patch=2"),
+        ({"condition": "text"}, "condition='text'"),
+        ({"condition": "class"}, "needs num_classes"),
+    ],
+)
+def test_a_config_that_makes_no_model_is_a_user_error(overrides, message):
+    with pytest.raises(UserError, match=message):
+        Latte(**{**CONFIG, **overrides})
+
+
+def test_input_that_does_not_fit_is_a_user_error():
+    x, t = batch()
+    with pytest.raises(UserError, match=r"\(B, 4, 3, 4, 8\) but got \(2, 4, 2, 4, 8\)"):
+        latte()(x[:, :, :2], t)
+    with pytest.raises(UserError, match="condition='none' but labels were given"):
+        latte()(x, t, Condition.of_classes([0, 1], 5))
+    with pytest.raises(UserError, match="condition='class' but none was given"):
+        latte(**CLASSES)(x, t)

@@ -1,0 +1,262 @@
+"""What can be set in each training program. Importing this imports no torch, so that help and plans answer at once.
+
+Every threshold is counted in samples (clips seen), so that a recipe means the same at any batch size.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lvdm.config import PRECISIONS, TRACKERS, at_least, choice
+from lvdm.errors import UserError
+
+
+@dataclass
+class Phase:
+    """One stretch of a curriculum."""
+
+    samples: int = 1_000_000
+    """Clips to see in this phase."""
+    batch: int = 8
+    """Clips an optimizer step, over all processes and accumulation steps."""
+    lr: float = 1e-4
+    """Learning rate."""
+    frames: int = 17
+    """Frames a clip: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2. The DiT takes them from its store."""
+    size: int = 256
+    """Height and width of a clip, divisible by 8."""
+    stride: int = 1
+    """Every how many frames of the video a frame is taken."""
+
+    def __post_init__(self) -> None:
+        at_least(self, samples=1, batch=1, lr=0.0, frames=1, stride=1)
+
+
+@dataclass
+class Training:
+    """Keys of every training program."""
+
+    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "keep", "tracker", "threads")
+
+    out: str = ""
+    """Run folder: config, log, checkpoints, export. The same command again resumes."""
+    seed: int = 0
+    """Order, crops, noise: every draw is a function of it and of the sample's number."""
+    phases: list[Phase] = field(default_factory=lambda: [Phase()])
+    """The curriculum; one phase is the normal case."""
+    accumulate: int = 1
+    """Micro-batches an optimizer step; the draws stay the same."""
+    precision: str = "bf16"
+    """fp32, bf16 or fp16: autocast; weights, statistics and losses stay fp32."""
+    warmup: int = 0
+    """Samples over which the learning rate rises linearly at the start."""
+    beta1: float = 0.9
+    """Adam's first decay."""
+    beta2: float = 0.999
+    """Adam's second decay."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW); 0 is Adam."""
+    clip: float = 0.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    clip_start: int = 0
+    """Samples after which clipping begins."""
+    ema: float = 0.999
+    """Decay an update of the averaged weights, which are the ones exported."""
+    save_every: int = 100_000
+    """Samples between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    non_finite: str = "stop"
+    """What a loss that is not finite does: stop (naming step, clips and last checkpoint), or skip (and count)."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory: recompute blocks in the backward pass."""
+    tracker: str = "none"
+    """none, wandb or tensorboard; log.jsonl is always written."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default. Results repeat bitwise at an equal count."""
+    deterministic: bool = False
+    """Ask CUDA for repeatable kernels (the CPU's repeat anyway)."""
+
+    def __post_init__(self) -> None:
+        choice(self, "precision", PRECISIONS)
+        choice(self, "tracker", TRACKERS)
+        choice(self, "non_finite", ("stop", "skip"))
+        at_least(self, accumulate=1, warmup=0, clip=0, save_every=1, keep=1, ema=0)
+        if not self.phases:
+            raise UserError("phases: expected at least one phase")
+        for i, phase in enumerate(self.phases):
+            if phase.samples % phase.batch:
+                fits = phase.samples // phase.batch * phase.batch + phase.batch
+                raise UserError(f"phases[{i}].samples={phase.samples}: must be a multiple of its batch, e.g. {fits}")
+            if phase.batch % self.accumulate:
+                raise UserError(f"phases[{i}].batch={phase.batch}: must be divisible by accumulate={self.accumulate}")
+            if phase.size % 8:
+                low = max(8, phase.size // 8 * 8)
+                raise UserError(f"phases[{i}].size={phase.size}: must be divisible by 8, e.g. {low} or {low + 8}")
+
+    @property
+    def total(self) -> int:
+        """Samples of all phases."""
+        return sum(phase.samples for phase in self.phases)
+
+
+@dataclass
+class Videos:
+    """Keys of every program that reads videos."""
+
+    videos: str = ""
+    """Folder of videos, searched below."""
+    labels: str = "auto"
+    """Class of a video: folder (its parent folder), file (its name), none, or auto (see `lvdm.data.index`)."""
+    holdout: float = 0.0
+    """Last part of each shot that training never sees (0.2 = the last fifth)."""
+    crop: str = "random"
+    """Square crop: random or center."""
+    flip: bool = True
+    """Mirror half of the clips."""
+    workers: int = 2
+    """Processes that decode videos; 0 decodes in this one."""
+    cache_gib: float = 2.0
+    """Decoded videos are kept in memory where all of them fit in so many GiB."""
+
+    def __post_init__(self) -> None:
+        choice(self, "labels", ("auto", "folder", "file", "none"))
+        choice(self, "crop", ("random", "center"))
+        at_least(self, holdout=0.0, workers=0, cache_gib=0.0)
+        if self.holdout >= 1.0:
+            raise UserError(f"holdout={self.holdout}: expected a part between 0 and 1")
+
+
+@dataclass
+class Adversarial:
+    """Keys of the losses of both VAE stages."""
+
+    lpips_weight: float = 1.0
+    """Weight of LPIPS (VGG)."""
+    lpips_frames: int = 0
+    """Frames a clip that LPIPS looks at, drawn anew each time; 0 is all."""
+    adversarial_weight: float = 0.5
+    """Weight of the adversarial term, times the adaptive weight; 0 trains without an adversary."""
+    adversarial_start: int = 0
+    """Samples after which the adversarial term begins."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first layer."""
+    discriminator_norm: str = "group"
+    """group, or batch as published (its loss then depends on the split over processes)."""
+    discriminator_lr: float = 0.0
+    """Learning rate of the discriminator; 0 takes the phase's."""
+
+
+@dataclass
+class TrainVAE(Training, Videos, Adversarial):
+    """Train a video VAE, stage 1: encoder and decoder reconstruct clips (L1 + LPIPS + KL + adversarial)."""
+
+    model: str = "univae"
+    """Name in the registry (lvdm vae list)."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, e.g. model_args.width=32."""
+    init: str = ""
+    """Start from the weights of this run, export or hub id instead of fresh ones; must be of the same architecture."""
+    kl_weight: float = 1e-6
+    """Weight of the KL, summed over the clip."""
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)
+        Videos.__post_init__(self)
+        choice(self, "discriminator_norm", ("group", "batch"))
+        for i, phase in enumerate(self.phases):
+            if phase.frames % 4 != 1:
+                n = phase.frames // 4 * 4 + 1
+                raise UserError(f"phases[{i}].frames={phase.frames}: expected 4n+1, e.g. {n} or {n + 4}")
+
+
+@dataclass
+class TrainRefine(Training, Videos, Adversarial):
+    """Train a video VAE, stage 2: the refinement decoder D2 renders twice the frames from the latents of every second
+    one (L1 + LPIPS + adversarial); E and D1 stay frozen.
+
+    A clip has 8n+1 frames at the high rate: `frames` and `stride` of a phase count those, E sees every second.
+    """
+
+    vae: str = ""
+    """The trained stage 1: a run, export or hub id. With a D2 of its own, training goes on from that D2."""
+    init: str = "d1"
+    """Fresh D2 starts from D1's weights (d1) or from noise (fresh)."""
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)
+        Videos.__post_init__(self)
+        choice(self, "discriminator_norm", ("group", "batch"))
+        choice(self, "init", ("d1", "fresh"))
+        for i, phase in enumerate(self.phases):
+            if phase.frames % 8 != 1:
+                n = phase.frames // 8 * 8 + 1
+                raise UserError(f"phases[{i}].frames={phase.frames}: stage 2 needs 8n+1, e.g. {n} or {n + 8}")
+
+
+@dataclass
+class Latents(Videos):
+    """Encode a folder of videos once: a store of posterior means and variances for training the DiT."""
+
+    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "threads", "batch")
+
+    out: str = ""
+    """Folder of the store. The same command again resumes."""
+    vae: str = ""
+    """The trained VAE: a run, export or hub id."""
+    frames: int = 17
+    """Frames a clip; lengths off 4n+1 are right-replicated by the VAE."""
+    size: int = 256
+    """Height and width, divisible by 8."""
+    stride: int = 3
+    """Every how many frames of the video a frame is taken."""
+    per_video: int = 1
+    """Clips a video, evenly spaced; 0 takes every window of `frames` frames without overlap."""
+    split: str = "train"
+    """With holdout > 0: train, val or all."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: autocast of the encoder."""
+    dtype: str = "fp32"
+    """How the store keeps numbers: fp32 or bf16."""
+    batch: int = 4
+    """Clips encoded at a time (padded to this size, so that neighbours cannot matter)."""
+    shard_size: int = 256
+    """Items a shard file."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default."""
+
+    def __post_init__(self) -> None:
+        Videos.__post_init__(self)
+        choice(self, "split", ("train", "val", "all"))
+        choice(self, "precision", PRECISIONS)
+        choice(self, "dtype", ("fp32", "bf16"))
+        at_least(self, frames=1, stride=1, per_video=0, batch=1, shard_size=1)
+        if self.size % 8:
+            low = max(8, self.size // 8 * 8)
+            raise UserError(f"size={self.size}: must be divisible by 8, e.g. {low} or {low + 8}")
+
+
+@dataclass
+class TrainDiT(Training):
+    """Train a Latte diffusion transformer on a latent store."""
+
+    latents: str = ""
+    """The latent store (lvdm train latents)."""
+    model: str = "latte-xl/2"
+    """Name in the registry: latte-{s,b,l,xl}/{2,4,8}."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, e.g. model_args.depth=6."""
+    init: str = ""
+    """Start from the weights of this run, export or hub id instead of fresh ones; must be of the same architecture."""
+    condition: str = "auto"
+    """class, none, or auto: class when the store has classes."""
+    label_dropout: float = 0.1
+    """Share of samples trained without their class, for guidance."""
+    ema: float = 0.9999
+    """Decay an update of the averaged weights, which are the ones exported."""
+    workers: int = 2
+    """Processes that read the store; 0 reads in this one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "condition", ("auto", "class", "none"))
+        at_least(self, label_dropout=0.0, workers=0)

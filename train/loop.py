@@ -1,0 +1,103 @@
+"""What the training loops share: batches as a function of samples seen, learning rates, and the guard of the loss."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lvdm.errors import UserError
+from lvdm.run import Run
+from train.configs import Phase, Training
+
+
+class BySample(Dataset):
+    """`get(sample_index)` as a dataset: the item is a function of the sample's number since the start of training."""
+
+    def __init__(self, get: Callable[[int], Any]):
+        self.get = get
+
+    def __getitem__(self, sample: int) -> Any:
+        return sample, self.get(sample)
+
+
+def micro_batches(
+    get: Callable[[int], Any], collate: Callable, start: int, stop: int, batch: int, config: Training, accelerator: Any
+) -> Iterator[Any]:
+    """This process's share of samples start..stop-1, `config.accumulate` micro-batches a step of `batch` samples.
+
+    Which process shows a sample changes with their number; which step it belongs to does not.
+    """
+    micro, rank, world = batch // config.accumulate, accelerator.process_index, accelerator.num_processes
+    if micro % world:
+        raise UserError(f"batch={batch}: must be divisible by accumulate x processes = {config.accumulate} x {world}")
+    share = micro // world
+    order = [range(first + rank * share, first + (rank + 1) * share) for first in range(start, stop, micro)]
+    return iter(
+        DataLoader(
+            BySample(get),
+            batch_sampler=order,
+            collate_fn=collate,
+            num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            prefetch_factor=4 if config.workers else None,
+        )
+    )
+
+
+def phases_left(phases: Sequence[Phase], data: Sequence[Any], seen: int) -> Iterator[tuple[Phase, Any, int, int]]:
+    """(phase, its data, first sample still to see, end) of each phase that is not over after `seen` samples."""
+    start = 0
+    for phase, source in zip(phases, data, strict=True):
+        end = start + phase.samples
+        if seen < end:
+            yield phase, source, max(seen, start), end
+        start = end
+
+
+def learning_rate(config: Training, phase: Phase, seen: int) -> float:
+    """The phase's rate, risen linearly over the first `warmup` samples of the training."""
+    return phase.lr * min(1.0, (seen + phase.batch) / config.warmup) if config.warmup else phase.lr
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def adam(parameters: Any, config: Training, device: torch.device) -> torch.optim.AdamW:
+    """Adam with decoupled weight decay; fused on CUDA. The rate is set each step."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=0.0,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+class LossGuard:
+    """Stops at a loss that is not finite, naming what led to it, or skips and counts it, as the config says."""
+
+    most_in_a_row = 20
+
+    def __init__(self, config: Training, run: Run, accelerator: Any):
+        self.config, self.run, self.accelerator = config, run, accelerator
+        self.skipped = self.in_a_row = 0
+
+    def accepts(self, loss: Tensor, seen: int, names: list[str]) -> bool:
+        """Whether to step on `loss`; all processes answer alike."""
+        good = bool(self.accelerator.gather(loss.detach().isfinite().reshape(1)).all())
+        if good:
+            self.in_a_row = 0
+            return True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.config.non_finite == "stop" or self.in_a_row >= self.most_in_a_row:
+            last = self.run.latest()
+            good_one = f"the last good checkpoint is at {last} samples" if last else "no checkpoint was written yet"
+            raise UserError(
+                f"the loss is not finite at sample {seen} (clips: {', '.join(names)}); {good_one}."
+                " Lower the learning rate, set clip=1 or precision=fp32, or non_finite=skip"
+            )
+        return False

@@ -1,0 +1,69 @@
+"""Stage 2: D2 learns to render twice the frames from D1's latents (UniVAE 3.3; `lvdm train refine`).
+
+E and D1 are frozen. A clip has 2N + 1 = 8n + 1 frames; E sees the N + 1 even ones, D2 is compared with all.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import vae
+from lvdm import accelerator as accelerators
+from lvdm.cli import program
+from lvdm.errors import UserError
+from lvdm.run import Run
+from train.configs import TrainRefine
+from train.vae import describe_phases, fit
+from vae.base import VideoVAE
+
+
+class Refinement(nn.Module):
+    """Clip (B, 3, 2N+1, H, W) -> (D2's rendering of all frames, the frozen posterior's mean, logvar)."""
+
+    def __init__(self, model: VideoVAE):
+        super().__init__()
+        self.model = model
+        model.requires_grad_(False)
+        model.refiner.requires_grad_(True)
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.no_grad():
+            posterior = self.model.encode(x[:, :, ::2]).latent_dist
+            z = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return self.model.refine(z).sample, posterior.mean, posterior.logvar
+
+
+def train(config: TrainRefine) -> Path:
+    """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
+    accelerator = accelerators.make_accelerator(config)
+    run = Run(config.out, config, accelerator.is_main_process)
+    if not run.finished:
+        torch.manual_seed(config.seed)
+        model = with_refiner(config, vae.load(config.vae))
+        fit(config, run, accelerator, model, Refinement(model), model.refiner.conv_out.weight, rate=2)
+    accelerators.close(accelerator)
+    return run.folder / "export"
+
+
+def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
+    """The model of stage 1 with a D2: its own if it has one, else a new one as `config.init` says."""
+    if not hasattr(model, "add_refiner"):
+        raise UserError(f"vae={config.vae}: a {type(model).__name__} cannot have a refinement decoder; give a UniVAE")
+    return model if model.spec.refines else model.add_refiner(config.init)
+
+
+def describe(config: TrainRefine) -> str:
+    """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
+    model = with_refiner(config, vae.load(config.vae)).to("meta")
+    return describe_phases(config, "D2", model, Refinement(model), rate=2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm train refine`."""
+    return program(TrainRefine, argv, train, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

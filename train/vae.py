@@ -1,0 +1,202 @@
+"""Stage 1: a video VAE learns to reconstruct clips (`lvdm train vae`, `accelerate launch -m train.vae`).
+
+`fit` is the training loop of both stages: stage 2 (train/refine.py) renders with D2 instead of D1.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lvdm.data.clips import to_float
+from torch import Tensor, nn
+
+import vae
+from lvdm import accelerator as accelerators
+from lvdm import cost
+from lvdm.cli import program
+from lvdm.ema import EMA
+from lvdm.errors import UserError
+from lvdm.metrics.lpips import LPIPS
+from lvdm.progress import bar
+from lvdm.rng import generator
+from lvdm.run import Run, Timer
+from train.configs import TrainRefine, TrainVAE
+from train.data import collate, index_of, phase_clips
+from train.loop import LossGuard, adam, learning_rate, micro_batches, phases_left, set_rate
+from vae import losses
+from vae.base import VideoVAE
+from vae.discriminators import PatchGAN3D
+
+
+def train(config: TrainVAE) -> Path:
+    """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
+    accelerator = accelerators.make_accelerator(config)
+    run = Run(config.out, config, accelerator.is_main_process)
+    if not run.finished:
+        torch.manual_seed(config.seed)
+        model = build_model(config)
+        fit(config, run, accelerator, model, model, model.decoder.conv_out.weight, kl_weight=config.kl_weight)
+    accelerators.close(accelerator)
+    return run.folder / "export"
+
+
+def fit(
+    config: TrainVAE | TrainRefine,
+    run: Run,
+    accelerator: Any,
+    model: VideoVAE,
+    renderer: nn.Module,
+    last_layer: Tensor,
+    kl_weight: float = 0.0,
+    rate: int = 1,
+) -> None:
+    """The training loop: `renderer(x, noise) -> (y, mean, logvar)` learns to render its clip, `model` is exported.
+
+    `last_layer` is the weight of the layer that draws the frames, for the adaptive weight. The encoder sees every
+    `rate`-th frame of the clip, which sets the shape of the posterior's noise.
+    """
+    device, threads = accelerator.device, accelerators.threads(config.threads)
+
+    # Data, adversary, optimizers
+    index = index_of(config)
+    clips = [phase_clips(config, index, phase, config.seed) for phase in config.phases]
+    critic = PatchGAN3D(config.discriminator_width, config.discriminator_norm)
+    lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config, device)
+    critic_optimizer = adam(critic.parameters(), config, device)
+    ema, timer = EMA(model, config.ema), Timer()
+    renderer, critic, optimizer, critic_optimizer = accelerator.prepare(renderer, critic, optimizer, critic_optimizer)
+    accelerator.register_for_checkpointing(ema, timer)
+
+    # Resume
+    seen = run.resume(accelerator.load_state)
+    guard = LossGuard(config, run, accelerator)
+    run.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
+    accelerator.init_trackers("lvdm")
+
+    with bar(type(config).__name__, config.total, seen, accelerator.is_main_process) as progress:
+        for phase, data, start, end in phases_left(config.phases, clips, seen):
+            batches = micro_batches(data.at, collate, start, end, phase.batch, config, accelerator)
+            for seen in range(start, end, phase.batch):
+                lr = learning_rate(config, phase, seen)
+                set_rate(optimizer, lr)
+                set_rate(critic_optimizer, config.discriminator_lr or lr)
+                adversarial = config.adversarial_weight > 0 and seen >= config.adversarial_start
+                sums: dict[str, float] = {}
+                for _ in range(config.accumulate):
+                    batch = next(batches)
+                    x = to_float(batch.video.to(device, non_blocking=True))
+                    elements = x[0, :, 0].numel()
+                    shape = model.spec.latent_shape((x.shape[2] - 1) // rate + 1, *x.shape[3:])
+                    noise = posterior_noise(config.seed, batch.samples, shape).to(device)
+
+                    # The renderer; the adversary only judges
+                    critic.requires_grad_(False)
+                    with accelerator.accumulate(renderer, critic), accelerator.autocast():
+                        y, mean, logvar = renderer(x, noise)
+                        terms = {"l1": losses.l1(x, y)}
+                        reconstruction = terms["l1"]
+                        if lpips is not None:
+                            shown = frames_shown(config.seed, batch.samples[0], config.lpips_frames, x.shape[2])
+                            terms["lpips"] = losses.perceptual(lpips, x, y, shown)
+                            reconstruction = reconstruction + config.lpips_weight * terms["lpips"]
+                        loss = reconstruction
+                        if kl_weight:
+                            terms["kl"] = losses.kl(mean, logvar)
+                            loss = loss + kl_weight / elements * terms["kl"]
+                        if adversarial:
+                            terms["g"] = losses.hinge_generator(critic(y))
+                            weight = losses.adaptive_weight(reconstruction, terms["g"], last_layer, elements)
+                            terms["adaptive"] = weight * elements
+                            loss = loss + config.adversarial_weight * weight * terms["g"]
+                        terms["loss"] = loss
+                        accepted = guard.accepts(loss, seen, batch.names)
+                        if accepted:
+                            accelerator.backward(loss)
+                            if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
+                                terms["grad"] = accelerator.clip_grad_norm_(renderer.parameters(), config.clip)
+                            optimizer.step()
+                        optimizer.zero_grad()
+
+                        # The adversary; the rendering gets no gradient
+                        critic.requires_grad_(True)
+                        if adversarial and accepted:
+                            terms["d"] = losses.hinge_discriminator(critic(x), critic(y.detach()))
+                            accelerator.backward(terms["d"])
+                            critic_optimizer.step()
+                        critic_optimizer.zero_grad()
+                    for name, value in terms.items():
+                        sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
+                ema.update()
+
+                seen += phase.batch
+                run.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
+                accelerator.log(sums, step=seen)
+                progress.advance(phase.batch, f"l1 {sums['l1']:.3f}")
+                if seen == config.total or seen // config.save_every > (seen - phase.batch) // config.save_every:
+                    run.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
+
+    # The averaged weights are what the run was for
+    with ema.applied():
+        run.export(model)
+    run.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)
+
+
+def build_model(config: TrainVAE) -> VideoVAE:
+    """The model to train: fresh, or with the weights of `config.init`, which must be of the same architecture."""
+    model = vae.build(config.model, **config.model_args)
+    if config.init:
+        try:
+            model.load_state_dict(vae.load(config.init).state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"init={config.init}: weights of another architecture than model={config.model} with "
+                f"model_args={config.model_args}: {' '.join(str(error).split())[:200]}"
+            ) from None
+    return model
+
+
+def posterior_noise(seed: int, samples: list[int], shape: tuple[int, ...]) -> Tensor:
+    """The posterior's noise of each clip, a function of (seed, sample)."""
+    return torch.stack([torch.randn(shape, generator=generator(seed, "posterior", sample)) for sample in samples])
+
+
+def frames_shown(seed: int, sample: int, count: int, frames: int) -> Tensor | None:
+    """Which frames LPIPS looks at; None is all."""
+    if not 0 < count < frames:
+        return None
+    return torch.randperm(frames, generator=generator(seed, "lpips", sample))[:count].sort().values
+
+
+def describe(config: TrainVAE) -> str:
+    """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
+    with torch.device("meta"):
+        model = vae.build(config.model, **config.model_args)
+        return describe_phases(config, config.model, model, model)
+
+
+def describe_phases(config: TrainVAE | TrainRefine, name: str, model: VideoVAE, renderer: nn.Module, rate=1) -> str:
+    """A line a phase; `model` and `renderer` on the meta device."""
+    held = cost.parameters(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = []
+    for phase in config.phases:
+        with torch.device("meta"):
+            x = torch.empty(1, 3, phase.frames, phase.size, phase.size)
+            noise = torch.empty(1, *model.spec.latent_shape((phase.frames - 1) // rate + 1, phase.size, phase.size))
+        step = cost.forward_cost(lambda x=x, noise=noise: renderer(x, noise))
+        what = f"{name}, {phase.batch} clips of {phase.frames}x{phase.size}x{phase.size}"
+        lines.append(cost.describe_step(what, trained, held, phase.batch, step))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm train vae`."""
+    return program(TrainVAE, argv, train, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

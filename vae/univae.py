@@ -1,0 +1,121 @@
+"""UniVAE: OD-VAE with multi-scale temporal downsampling, and a refinement decoder for twice the frame rate."""
+
+import copy
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from lvdm.errors import UserError, nearest
+from vae.base import VAESpec, VideoVAE
+from vae.blocks import CausalConv3d, StreamState
+from vae.skeleton import Decoder, Encoder
+
+NORMS = ("frame", "clip")
+UPSAMPLES = ("nearest", "trilinear")
+FUSES = ("none", "conv1x1")
+INJECTIONS = ("add",)
+
+
+class UniVAE(VideoVAE):
+    """E + D1 (UniVAE 3.1, 3.2) and, with `refine=True`, D2 (3.3). 4x8x8 compression, T = 4n + 1 frames.
+
+    Args:
+        z: latent channels.
+        width: channels of level 0; level i has `width * mult[i]`.
+        mult: channel multipliers of the four levels.
+        blocks: residual blocks a level of the encoder; the decoders have one more.
+        kernels: temporal kernels of the multi-scale downsampling, odd; (3,) is OD-VAE.
+        fuse: "none", or "conv1x1" to mix the groups after it.
+        norm: "frame" (causal, the default) or "clip" (statistics over time, as OD-VAE was published).
+        upsample: "nearest" (causal, the default) or "trilinear" (looks one frame ahead, as OD-VAE was published).
+        refine: whether to build D2.
+        inject: how D1's features enter D2: "add" (eq. 2).
+        latent_mean, latent_std: a channel, measured on training data; None means 0 and 1.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        z: int = 4,
+        width: int = 128,
+        mult: tuple[int, ...] = (1, 2, 4, 4),
+        blocks: int = 2,
+        kernels: tuple[int, ...] = (3, 5, 7, 9),
+        fuse: str = "none",
+        norm: str = "frame",
+        upsample: str = "nearest",
+        refine: bool = False,
+        inject: str = "add",
+        latent_mean: tuple[float, ...] | None = None,
+        latent_std: tuple[float, ...] | None = None,
+    ):
+        super().__init__()
+        _check(width=width, mult=mult, kernels=kernels, fuse=fuse, norm=norm, upsample=upsample, inject=inject)
+        self.encoder = Encoder(z, width, mult, blocks, kernels, fuse, norm)
+        self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1))
+        self.decoder = Decoder(z, width, mult, blocks, norm, upsample)
+        self.refiner = Decoder(z, width, mult, blocks, norm, upsample, last_time=4) if refine else None
+        self._name_streamed_modules()
+
+    @property
+    def spec(self) -> VAESpec:
+        c = self.config
+        return VAESpec(
+            time_factor=4,
+            space_factor=8,
+            latent_channels=c.z,
+            exact_streaming=c.norm == "frame" and c.upsample == "nearest",
+            refines=c.refine,
+            latent_mean=tuple(c.latent_mean or (0.0,) * c.z),
+            latent_std=tuple(c.latent_std or (1.0,) * c.z),
+        )
+
+    def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.quant_conv(self.encoder(x, state))
+
+    def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.decoder(z, state)
+
+    def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.refiner is None:
+            return super()._refined(z, state)
+        features = self.decoder.trunk(z, state)
+        return self.refiner.head(inject(self.refiner.trunk(z, state), features, state), state)
+
+    def add_refiner(self, init: str) -> "UniVAE":
+        """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
+        grown = type(self).from_config({**self.config, "refine": True})
+        weights = self.state_dict()
+        if init == "d1":
+            weights |= {k.replace("decoder.", "refiner.", 1): v for k, v in weights.items() if k.startswith("decoder.")}
+        missing, unexpected = grown.load_state_dict(copy.deepcopy(weights), strict=False)
+        assert not unexpected and all(key.startswith("refiner.") for key in missing)
+        return grown
+
+
+def inject(refined: Tensor, features: Tensor, state: StreamState | None = None) -> Tensor:
+    """Adds D1's features of N + 1 frames to frames 0, 2, ..., 2N of D2's 2N + 1 (UniVAE eq. 2).
+
+    In a later chunk of a stream the even frames of the video are the odd ones of the chunk.
+    """
+    first = 1 if state is not None and state.started else 0
+    out = refined.clone()
+    out[:, :, first::2] += features
+    return out
+
+
+def _check(*, width, mult, kernels, fuse, norm, upsample, inject) -> None:
+    for key, value, options in (
+        ("fuse", fuse, FUSES),
+        ("norm", norm, NORMS),
+        ("upsample", upsample, UPSAMPLES),
+        ("inject", inject, INJECTIONS),
+    ):
+        if value not in options:
+            raise UserError(f"{key}={value!r}: expected one of {', '.join(options)}{nearest(str(value), options)}")
+    if len(mult) != 4:
+        raise UserError(f"mult={mult}: expected four multipliers, one a level")
+    if not kernels or any(k % 2 == 0 or k < 3 for k in kernels):
+        raise UserError(f"kernels={kernels}: expected odd temporal kernels of at least 3, e.g. (3, 5, 7, 9)")
+    if any(width * m % len(kernels) for m in mult[1:3]):
+        raise UserError(f"width={width}: the channels of levels 1 and 2 must split into {len(kernels)} equal groups")
