@@ -95,6 +95,8 @@ class Latte(ModelMixin, ConfigMixin):
         condition: "none", or "class" with `num_classes` labels.
         label_dropout: rate at which training replaces labels by the null class; 0 leaves no null class.
         learn_sigma: whether the variance is predicted too.
+        latents: what it was trained on, carried for samplers and not used here: the VAE's hash, the latents' mean and
+            std, frames, fps and class names (see `lvdm.latents.LatentSpace`).
 
     Raises UserError for a config that makes no model.
     """
@@ -117,6 +119,7 @@ class Latte(ModelMixin, ConfigMixin):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         learn_sigma: bool = True,
+        latents: dict | None = None,
     ):
         super().__init__()
         _check(self.config)
@@ -149,7 +152,7 @@ class Latte(ModelMixin, ConfigMixin):
         vector = self._embed(timestep, condition or Condition())
         x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=config.patch, q=config.patch)
         # Under autocast this leaves the residual stream in fp32; in a bf16 module it is bf16.
-        x = self.patch_embed(x.to(dtype)).to(dtype) + self.space_table.to(dtype)
+        x = self.patch_embed(x.to(dtype)) + self.space_table.to(dtype)
         for i, block in enumerate(self.blocks):
             if i == 1:  # once, before the first temporal block
                 x = x + self.time_table.to(dtype)

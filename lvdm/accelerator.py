@@ -9,37 +9,45 @@ import torch
 from lvdm.errors import UserError
 
 
-def make_accelerator(config: Any) -> Any:
-    """The Accelerator of a training config, on CUDA where there is one; works under `accelerate launch` and `torchrun`.
+def make_accelerator(
+    precision: str, accumulate: int = 1, tracker: str = "none", folder: str | None = None, deterministic: bool = False
+) -> Any:
+    """An Accelerator on CUDA where there is one; works under `accelerate launch` and `torchrun` too.
 
-    TF32 stays off; `config.deterministic` asks CUDA for repeatable kernels.
+    TF32 stays off; `deterministic` asks CUDA for repeatable kernels.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
     AcceleratorState._reset_state()  # several programs, of different precision, run one after another in a plan
-    if config.deterministic:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     cuda = torch.cuda.is_available()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one.
-    handlers = [] if cuda else [InitProcessGroupKwargs(backend="gloo")]
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not cuda else []
     if not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         _skip_shared_memory_build()
     try:
         return Accelerator(
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            gradient_accumulation_steps=config.accumulate,
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_config=ProjectConfiguration(project_dir=config.out),
+            mixed_precision="no" if precision == "fp32" else precision,
+            gradient_accumulation_steps=accumulate,
+            log_with=None if tracker == "none" else tracker,
+            project_config=ProjectConfiguration(project_dir=folder),
             kwargs_handlers=handlers,
             step_scheduler_with_optimizer=False,
         )
     except (ImportError, ValueError) as error:
-        raise UserError(
-            f"cannot start the accelerator (tracker={config.tracker}, precision={config.precision}): {error}"
-        ) from None
+        raise UserError(f"cannot start the accelerator (tracker={tracker}, precision={precision}): {error}") from None
+
+
+def for_training(config: Any) -> Any:
+    """The Accelerator that a training config asks for."""
+    return make_accelerator(
+        config.precision, config.accumulate, config.tracker, folder=config.out, deterministic=config.deterministic
+    )
 
 
 def close(accelerator: Any) -> None:

@@ -7,6 +7,7 @@ torch, so that help and plans answer at once.
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def field_docs(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
                 docs[field.target.id] = " ".join(ast.literal_eval(below.value).split())
     return docs
@@ -183,10 +184,10 @@ def field_docs(cls: type) -> dict[str, str]:
 def _fields(cls: type, prefix: str = "") -> list[tuple[str, str, str, str]]:
     rows = []
     hints = typing.get_type_hints(cls)
-    home = {
-        key: i for i, base in reversed(list(enumerate(cls.__mro__))) for key in vars(base).get("__annotations__", {})
-    }
-    for field in sorted(dataclasses.fields(cls), key=lambda field: home[field.name]):  # the program's own keys first
+    declared = [vars(base).get("__annotations__", {}) for base in cls.__mro__]  # the program's own keys first
+    for field in sorted(
+        dataclasses.fields(cls), key=lambda field: [field.name in keys for keys in declared].index(True)
+    ):
         hint, doc = hints[field.name], field_docs(cls).get(field.name, "")
         item = typing.get_args(hint)[0] if typing.get_origin(hint) is list else None
         if dataclasses.is_dataclass(item):

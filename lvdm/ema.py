@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class EMA:
     """The shadow of a model's trainable parameters: shadow = d * shadow + (1 - d) * weight after each update.
 
-    `d` warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not an average over its noise.
+    `d` warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run averages its end.
     Checkpoints hold it through `state_dict` / `load_state_dict`.
     """
 

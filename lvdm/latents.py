@@ -342,6 +342,39 @@ def _differences(there: dict[str, Any], asked: dict[str, Any], prefix: str = "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What a trained transformer remembers of its latents
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents a transformer was trained on, so that nothing samples in one scale and decodes in another."""
+
+    vae_sha256: str
+    """`weights_hash` of the VAE."""
+    mean: Sequence[float]
+    std: Sequence[float]
+    """Per channel, see `LatentScale`."""
+    num_frames: int
+    """Pixel frames of a clip."""
+    fps: float
+    """Frames a second of a clip: the median over the store."""
+    stride: int
+    """Source frames from one frame of a clip to the next."""
+    classes: Sequence[str]
+    """Class names, or []."""
+
+    @classmethod
+    def of(cls, store: LatentStore) -> "LatentSpace":
+        m = store.manifest
+        fps = float(np.median([store[i]["fps"] for i in range(min(len(store), 1000))]))
+        return cls(m.vae_sha256, m.mean, m.std, m.num_frames, fps, m.stride, m.classes)
+
+    @property
+    def scale(self) -> LatentScale:
+        return LatentScale(self.mean, self.std)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Latents of single videos
 
 

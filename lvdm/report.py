@@ -104,8 +104,10 @@ class Page:
         """Videos side by side on one clock in seconds, whatever their frame rates; a shorter one holds its last frame.
 
         One button and one slider (a step = one frame of the fastest) drive the group; it loops while in view.
-        Raises UserError for a video that is missing or that browsers do not play.
+        Raises UserError for a video that is missing or that browsers do not play, ValueError for an empty group.
         """
+        if not players:
+            raise ValueError("a group of players needs at least one video")
         cells = [_player(player) for player in players]
         label = escape("Videos: " + ", ".join(player.title for player in players))
         self._add(
@@ -155,12 +157,11 @@ class Page:
                 sections.append(f'<section id="section-{number}">\n<h2>{escape(title)}</h2>\n{body}\n</section>\n')
             elif blocks:
                 sections.append(f"<section>\n{body}\n</section>\n")
-        links = f'<nav aria-label="Contents"><ul>\n{_lines(links)}\n</ul></nav>\n' if len(links) > 2 else ""
-        lead = f"{_prose(self.lead, 'lead')}\n" if self.lead else ""
+        contents = f'<nav aria-label="Contents"><ul>\n{_lines(links)}\n</ul></nav>\n' if len(links) > 2 else ""
         return PAGE.format(
             title=escape(self.title),
-            lead=lead,
-            contents=links,
+            lead=f"{_prose(self.lead, 'lead')}\n" if self.lead else "",
+            contents=contents,
             sections="".join(sections),
             style=STYLE,
             script=SCRIPT,
@@ -180,15 +181,15 @@ class Page:
 # Text and media
 
 
+def _lines(items: Iterable[str]) -> str:
+    return "\n".join(items)
+
+
 def _prose(text: str, css: str = "") -> str:
     """Escaped paragraphs; `code` in backticks."""
     attribute = f' class="{css}"' if css else ""
     paragraphs = [p.strip() for p in text.split("\n\n") if p.strip()]
     return _lines(f"<p{attribute}>{_inline(p)}</p>" for p in paragraphs)
-
-
-def _lines(items: Iterable[str]) -> str:
-    return "\n".join(items)
 
 
 def _inline(text: str) -> str:
@@ -409,7 +410,7 @@ def _legend(colour: str, name: str, xy: np.ndarray, shown: np.ndarray, log_y: bo
     last = f"{xy[shown][-1, 1]:.4g}" if shown.any() else "nothing to draw"
     kind = "finite and positive" if log_y else "finite"
     gaps = "" if shown.all() else f" <small>({int((~shown).sum())} of {len(xy)} not {kind})</small>"
-    return f'<li class="{colour}"><i></i>{escape(name)}{gaps} <output>{last}</output></li>'
+    return f'<li class="{colour}"><i></i>{escape(name)}{gaps} <span class="value">{last}</span></li>'
 
 
 def _window(count: int) -> int:
@@ -435,7 +436,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
         if len(x) > 2 * (RIGHT - LEFT):
             columns = np.split(run, np.flatnonzero(np.diff(np.floor(x[run]))) + 1)
             run = np.concatenate([np.unique([c[y[c].argmin()], c[y[c].argmax()]]) for c in columns])
-        # A lone point becomes a line of no length, which round caps show as a dot.
-        run = np.repeat(run, 2) if len(run) == 1 else run
         pieces.append("M" + "L".join(f"{x[i]:.2f} {y[i]:.2f}" for i in run))
+        if len(run) == 1:  # a line of one point would not show: draw a dot
+            pieces.append("m-1 0a1 1 0 1 0 2 0a1 1 0 1 0 -2 0")
     return "".join(pieces)

@@ -73,7 +73,7 @@ video, img { display: block; width: 100%; height: auto; max-height: 26rem; objec
   .875rem; }
 .controls[hidden] { display: none; }
 .controls input { flex: 1 1 10rem; min-width: 0; accent-color: var(--accent); margin: 0; height: 1.5rem; }
-.controls output { min-width: 8.5em; color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; }
+.controls .clock { min-width: 8.5em; color: var(--soft); font-variant-numeric: tabular-nums; text-align: right; }
 .controls button { font: inherit; color: inherit; background: none; border: 1px solid var(--rule); border-radius: 6px;
   padding: .2rem .65rem; min-height: 2rem; cursor: pointer; font-variant-numeric: tabular-nums; }
 .controls button:hover { background: var(--panel); }
@@ -109,7 +109,7 @@ video, img { display: block; width: 100%; height: auto; max-height: 26rem; objec
 .legend i { display: inline-block; width: .9rem; height: 3px; border-radius: 2px; background: var(--c);
   vertical-align: .25em;
   margin-right: .45rem; }
-.legend output { font-variant-numeric: tabular-nums; color: var(--soft); margin-left: .15rem; }
+.legend .value { font-variant-numeric: tabular-nums; color: var(--soft); margin-left: .15rem; }
 .legend small, .at { color: var(--soft); }
 .at { float: right; font-weight: 400; font-size: .8rem; line-height: 1.66; font-variant-numeric: tabular-nums; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
@@ -152,7 +152,7 @@ CONTROLS = """<div class="controls" hidden>
 <button type="button" class="play" aria-label="Play"><svg viewBox="0 0 14 14" aria-hidden="true">\
 <path class="start" d="M3 1.2v11.6L13 7z"/><path class="pause" d="M2.5 1.5h3v11h-3zM8.5 1.5h3v11h-3z"/></svg></button>
 <input type="range" min="0" max="1" step="1" value="0" aria-label="Position in the videos">
-<output></output>
+<span class="clock"></span>
 <div class="speeds" role="group" aria-label="Playback speed">
 <button type="button" data-speed="0.25" aria-pressed="false">¼×</button>\
 <button type="button" data-speed="0.5" aria-pressed="false">½×</button>\
@@ -173,7 +173,7 @@ function players(figure) {
   const lead = videos.reduce((a, b) => seconds(b) > seconds(a) ? b : a);
   const fps = Math.max(...videos.map(video => +video.dataset.fps));
   const count = Math.round(seconds(lead) * fps);
-  const slider = $("input"), clock = $("output"), button = $(".play");
+  const slider = $("input"), clock = $(".clock"), button = $(".play");
   let speed = 1, playing = false, visible = false, frame = 0;
   let wanted = !matchMedia("(prefers-reduced-motion: reduce)").matches;
 
@@ -181,13 +181,13 @@ function players(figure) {
     frame = Math.min(count - 1, Math.floor(time * fps + 1e-3));
     slider.value = frame;
     clock.textContent = `${(frame / fps).toFixed(2)} / ${seconds(lead).toFixed(2)} s`;
-    slider.setAttribute("aria-valuetext", `frame ${frame + 1} of ${count}, ${(frame / fps).toFixed(2)} seconds`);
   }
   // Seeks to the middle of a frame, where rounding cannot reach its neighbours.
   function show(index) {
     const time = (index + 0.5) / fps;
     for (const video of videos) video.currentTime = Math.min(time, seconds(video) - 0.5 / video.dataset.fps);
     mark(time);
+    slider.setAttribute("aria-valuetext", `frame ${frame + 1} of ${count}, ${(frame / fps).toFixed(2)} seconds`);
   }
   function tick() {
     if (!playing) return;
@@ -280,11 +280,11 @@ const read = text => ({inf: Infinity, "-inf": -Infinity})[text] ?? Number(text);
 // The pointer over a chart: its x and each line's value there replace the last values in the legend.
 function readable(figure) {
   const svg = figure.querySelector("svg"), {x: xAxis, y: yAxis} = JSON.parse(svg.dataset.axes);
-  const outputs = [...figure.querySelectorAll(".legend output")], at = figure.querySelector(".at");
-  const last = [at, ...outputs].map(element => element.textContent);
+  const values = [...figure.querySelectorAll(".legend .value")], at = figure.querySelector(".at");
+  const last = [at, ...values].map(element => element.textContent);
   const lines = [...figure.querySelectorAll(".line")].map(path => {
-    const numbers = (path.getAttribute("d").match(/[\\d.]+/g) ?? []).map(Number);
-    return Array.from({length: numbers.length / 2}, (_, i) => [numbers[2 * i], numbers[2 * i + 1]]);
+    const points = path.getAttribute("d").matchAll(/[ML]([\\d.]+) ([\\d.]+)/g);
+    return Array.from(points, ([, x, y]) => [+x, +y]);
   });
   const value = (axis, place) => {
     const part = (place - axis.start) / (axis.end - axis.start);
@@ -303,12 +303,12 @@ function readable(figure) {
     lines.forEach((points, i) => {
       if (!points.length) return;
       const near = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
-      outputs[i].textContent = Number(value(yAxis, near[1]).toPrecision(3));
+      values[i].textContent = Number(value(yAxis, near[1]).toPrecision(3));
     });
   });
   svg.addEventListener("pointerleave", () => {
     cursor.style.visibility = "hidden";
-    [at, ...outputs].forEach((element, i) => { element.textContent = last[i]; });
+    [at, ...values].forEach((element, i) => { element.textContent = last[i]; });
   });
 }
 

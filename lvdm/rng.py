@@ -22,7 +22,7 @@ def _permutation(seed: int, epoch: int, n: int) -> torch.Tensor:
 
 
 def item_at(seed: int, index: int, n: int) -> int:
-    """Which of `n` items the sample `index` (counted since the start of training) shows: a fresh permutation an epoch."""
+    """Which of `n` items the sample `index` (counted since the start of training) shows; each epoch permutes anew."""
     if n < 1:
         raise ValueError("no items to draw from")
     return int(_permutation(seed, index // n, n)[index % n])

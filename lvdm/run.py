@@ -22,7 +22,7 @@ from lvdm.config import read_yaml, to_dict, to_yaml
 from lvdm.errors import UserError
 
 
-class Run:
+class RunFolder:
     """The folder `out` of one config; creating it checks that the folder is new or belongs to an equal config.
 
     Keys of the config named in its `operational` tuple (workers, logging) may differ between starts. `main` is whether
@@ -32,24 +32,23 @@ class Run:
     def __init__(self, out: str | Path, config: Any, main: bool = True):
         if not str(out):
             raise UserError("out: expected the folder to write this run to, e.g. out=runs/my-run")
-        self.folder, self.main = Path(out), main
-        _require_same_config(self.folder, config)
+        self.path, self.main = Path(out), main
+        _require_same_config(self.path, config)
         if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / "config.yaml", to_yaml(config))
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "config.yaml", to_yaml(config))
 
     # ---- finished or not ---------------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> dict[str, Any] | None:
         """The summary the run ended with, or None while it has not ended."""
-        path = self.folder / "finished.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return finished(self.path)
 
     def finish(self, **summary: Any) -> None:
         """Marks the run as finished, with figures worth keeping."""
         if self.main:
-            write_text(self.folder / "finished.json", json.dumps(summary, indent=2))
+            write_text(self.path / "finished.json", json.dumps(summary, indent=2))
 
     # ---- log ---------------------------------------------------------------------------------------------------------
 
@@ -57,12 +56,12 @@ class Run:
         """Appends a record; numbers that are not finite are kept as text, so that the file stays JSON."""
         if self.main:
             clean = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            with open(self.folder / "log.jsonl", "a") as file:
+            with open(self.path / "log.jsonl", "a") as file:
                 file.write(json.dumps(clean) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """The log so far; a line cut off by a kill is left out."""
-        path = self.folder / "log.jsonl"
+        path = self.path / "log.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         records = []
         for line in lines:
@@ -80,7 +79,7 @@ class Run:
 
     def save(self, samples: int, write: Callable[[str], Any], keep: int, barrier: Callable[[], None]) -> None:
         """Writes a checkpoint with `write(folder)` on every process, and renames it into place once it is whole."""
-        final = self.folder / "checkpoints" / f"{samples:09d}"
+        final = self.path / "checkpoints" / f"{samples:09d}"
         partial = final.with_name(f"partial-{final.name}")
         if self.main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -100,18 +99,18 @@ class Run:
         if samples:
             read(str(self._checkpoints()[-1]))
         kept = [record for record in self.records() if record.get("samples", 0) <= samples]
-        if self.main and (self.folder / "log.jsonl").is_file():
-            write_text(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        if self.main and (self.path / "log.jsonl").is_file():
+            write_text(self.path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
         return samples
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("checkpoints/*") if path.name.isdigit())
+        return sorted(path for path in self.path.glob("checkpoints/*") if path.name.isdigit())
 
     # ---- export ------------------------------------------------------------------------------------------------------
 
     def export(self, model: Any) -> Path:
         """Writes `export/` with the model's `save_pretrained`, replaced as a whole."""
-        final, partial = self.folder / "export", self.folder / "partial-export"
+        final, partial = self.path / "export", self.path / "partial-export"
         if self.main:
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(partial, safe_serialization=True)
@@ -134,6 +133,12 @@ class Timer:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before, self.started = float(state["seconds"]), time.monotonic()
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary that the run in `folder` ended with, or None while it has not ended."""
+    path = folder / "finished.json"
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_text(path: Path, text: str) -> None:

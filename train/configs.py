@@ -112,7 +112,7 @@ class Videos:
     crop: str = "random"
     """Square crop: random or center."""
     flip: bool = True
-    """Mirror half of the clips."""
+    """Mirror half of the clips; a latent store keeps each clip both ways."""
     workers: int = 2
     """Processes that decode videos; 0 decodes in this one."""
     cache_gib: float = 2.0
@@ -215,8 +215,8 @@ class Latents(Videos):
     """With holdout > 0: train, val or all."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: autocast of the encoder."""
-    dtype: str = "fp32"
-    """How the store keeps numbers: fp32 or bf16."""
+    dtype: str = "float32"
+    """How the store keeps numbers: float32 or bfloat16."""
     batch: int = 4
     """Clips encoded at a time (padded to this size, so that neighbours cannot matter)."""
     shard_size: int = 256
@@ -228,7 +228,7 @@ class Latents(Videos):
         Videos.__post_init__(self)
         choice(self, "split", ("train", "val", "all"))
         choice(self, "precision", PRECISIONS)
-        choice(self, "dtype", ("fp32", "bf16"))
+        choice(self, "dtype", ("float32", "bfloat16"))
         at_least(self, frames=1, stride=1, per_video=0, batch=1, shard_size=1)
         if self.size % 8:
             low = max(8, self.size // 8 * 8)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from lvdm.data.clips import Clip, ClipPolicy, Clips
-from lvdm.data.index import Index, open_index
 from torch import Tensor
 
+from lvdm.data.clips import Clip, ClipPolicy, Clips
+from lvdm.data.index import Index, open_index
 from train.configs import Phase, Videos
 
 

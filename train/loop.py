@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lvdm.errors import UserError
-from lvdm.run import Run
+from lvdm.run import RunFolder
 from train.configs import Phase, Training
 
 
@@ -82,8 +82,8 @@ class LossGuard:
 
     most_in_a_row = 20
 
-    def __init__(self, config: Training, run: Run, accelerator: Any):
-        self.config, self.run, self.accelerator = config, run, accelerator
+    def __init__(self, config: Training, folder: RunFolder, accelerator: Any):
+        self.config, self.folder, self.accelerator = config, folder, accelerator
         self.skipped = self.in_a_row = 0
 
     def accepts(self, loss: Tensor, seen: int, names: list[str]) -> bool:
@@ -94,7 +94,7 @@ class LossGuard:
             return True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.config.non_finite == "stop" or self.in_a_row >= self.most_in_a_row:
-            last = self.run.latest()
+            last = self.folder.latest()
             good_one = f"the last good checkpoint is at {last} samples" if last else "no checkpoint was written yet"
             raise UserError(
                 f"the loss is not finite at sample {seen} (clips: {', '.join(names)}); {good_one}."

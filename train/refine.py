@@ -13,7 +13,7 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.errors import UserError
-from lvdm.run import Run
+from lvdm.run import RunFolder
 from train.configs import TrainRefine
 from train.vae import describe_phases, fit
 from vae.base import VideoVAE
@@ -35,16 +35,16 @@ class Refinement(nn.Module):
         return self.model.refine(z).sample, posterior.mean, posterior.logvar
 
 
-def train(config: TrainRefine) -> Path:
+def run(config: TrainRefine) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
-    accelerator = accelerators.make_accelerator(config)
-    run = Run(config.out, config, accelerator.is_main_process)
-    if not run.finished:
+    accelerator = accelerators.for_training(config)
+    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    if not folder.finished:
         torch.manual_seed(config.seed)
         model = with_refiner(config, vae.load(config.vae))
-        fit(config, run, accelerator, model, Refinement(model), model.refiner.conv_out.weight, rate=2)
+        fit(config, folder, accelerator, model, Refinement(model), model.refiner.conv_out.weight, rate=2)
     accelerators.close(accelerator)
-    return run.folder / "export"
+    return folder.path / "export"
 
 
 def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
@@ -62,7 +62,7 @@ def describe(config: TrainRefine) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """`lvdm train refine`."""
-    return program(TrainRefine, argv, train, describe)
+    return program(TrainRefine, argv, run, describe)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lvdm.data.clips import to_float
 from torch import Tensor, nn
 
 import vae
@@ -17,10 +16,11 @@ from lvdm import cost
 from lvdm.cli import program
 from lvdm.ema import EMA
 from lvdm.errors import UserError
+from lvdm.media import to_float
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
 from lvdm.rng import generator
-from lvdm.run import Run, Timer
+from lvdm.run import RunFolder, Timer
 from train.configs import TrainRefine, TrainVAE
 from train.data import collate, index_of, phase_clips
 from train.loop import LossGuard, adam, learning_rate, micro_batches, phases_left, set_rate
@@ -29,21 +29,21 @@ from vae.base import VideoVAE
 from vae.discriminators import PatchGAN3D
 
 
-def train(config: TrainVAE) -> Path:
+def run(config: TrainVAE) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
-    accelerator = accelerators.make_accelerator(config)
-    run = Run(config.out, config, accelerator.is_main_process)
-    if not run.finished:
+    accelerator = accelerators.for_training(config)
+    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    if not folder.finished:
         torch.manual_seed(config.seed)
         model = build_model(config)
-        fit(config, run, accelerator, model, model, model.decoder.conv_out.weight, kl_weight=config.kl_weight)
+        fit(config, folder, accelerator, model, model, model.decoder.conv_out.weight, kl_weight=config.kl_weight)
     accelerators.close(accelerator)
-    return run.folder / "export"
+    return folder.path / "export"
 
 
 def fit(
     config: TrainVAE | TrainRefine,
-    run: Run,
+    folder: RunFolder,
     accelerator: Any,
     model: VideoVAE,
     renderer: nn.Module,
@@ -72,9 +72,9 @@ def fit(
     accelerator.register_for_checkpointing(ema, timer)
 
     # Resume
-    seen = run.resume(accelerator.load_state)
-    guard = LossGuard(config, run, accelerator)
-    run.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
+    seen = folder.resume(accelerator.load_state)
+    guard = LossGuard(config, folder, accelerator)
+    folder.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
     accelerator.init_trackers("lvdm")
 
     with bar(type(config).__name__, config.total, seen, accelerator.is_main_process) as progress:
@@ -133,16 +133,16 @@ def fit(
                 ema.update()
 
                 seen += phase.batch
-                run.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
+                folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
                 accelerator.log(sums, step=seen)
                 progress.advance(phase.batch, f"l1 {sums['l1']:.3f}")
                 if seen == config.total or seen // config.save_every > (seen - phase.batch) // config.save_every:
-                    run.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
+                    folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
 
     # The averaged weights are what the run was for
     with ema.applied():
-        run.export(model)
-    run.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)
+        folder.export(model)
+    folder.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)
 
 
 def build_model(config: TrainVAE) -> VideoVAE:
@@ -195,7 +195,7 @@ def describe_phases(config: TrainVAE | TrainRefine, name: str, model: VideoVAE, 
 
 def main(argv: list[str] | None = None) -> int:
     """`lvdm train vae`."""
-    return program(TrainVAE, argv, train, describe)
+    return program(TrainVAE, argv, run, describe)
 
 
 if __name__ == "__main__":

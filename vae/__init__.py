@@ -1,4 +1,4 @@
-"""Video autoencoders: `vae.names()`, `vae.build(name, **overrides)`, `vae.load(spec)`. Importing this imports no torch."""
+"""Video autoencoders: `vae.names()`, `vae.build(name, **options)`, `vae.load(spec)`. Imports no torch itself."""
 
 from typing import Any
 

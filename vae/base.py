@@ -1,7 +1,7 @@
-"""The contract of every video autoencoder: diffusers' `encode` / `decode`, and on top of it `spec`, `refine` and streams.
+"""The contract of every video autoencoder: diffusers' `encode` / `decode`, and `spec`, `refine` and streams on top.
 
-Videos are (B, 3, T, H, W) floats in [-1, 1], latents (B, z, t, h, w). A 4-D input is a batch of images (T = 1) and gives
-4-D back, which is how diffusers' own video pipelines call an image VAE frame by frame.
+Videos are (B, 3, T, H, W) floats in [-1, 1], latents (B, z, t, h, w). A 4-D input is a batch of images (T = 1)
+and gives 4-D back, which is how diffusers' own video pipelines call an image VAE frame by frame.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from lvdm.errors import UserError
+from lvdm.latents import weights_hash
 from vae.blocks import Streamed, StreamState
 
 
@@ -82,6 +83,10 @@ class VideoVAE(ModelMixin, ConfigMixin):
             f"this {type(self).__name__} has no refinement decoder: build it with refine=True and train stage 2"
             " (lvdm train refine), or render without refine"
         )
+
+    def latent_sha256(self) -> str:
+        """Hash of the weights that make and read latents; a refinement decoder may come and go."""
+        return weights_hash({k: v for k, v in self.state_dict().items() if not k.startswith("refiner.")})
 
     # ---- whole clips -------------------------------------------------------------------------------------------------
 
@@ -174,7 +179,7 @@ def _right_replicate(x: Tensor, frames: int) -> Tensor:
 
 
 def _regroup(chunks: Iterable[Tensor], step: int, most: int, first: int) -> Iterator[Tensor]:
-    """Cuts a stream into pieces of at most `most` steps along time, `first` extra frames in the first, a short tail last."""
+    """Cuts a stream into pieces of `most` steps along time, `first` extra frames in the first, a shorter tail last."""
     buffer: Tensor | None = None
     extra = first
     for chunk in chunks:

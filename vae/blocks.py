@@ -71,7 +71,7 @@ class CausalConv3d(nn.Conv3d, Streamed):
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm whose statistics cover one frame (`frame`: causal, streams exactly) or the clip (`clip`: as published)."""
+    """GroupNorm with the statistics of a frame (`frame`: causal, exact streams) or the clip (`clip`: as published)."""
 
     def __init__(self, channels: int, mode: str):
         # 32 groups from 128 channels on, groups of at least 4 channels below.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """Mean |x - y| over everything, in fp32: the papers' frame sum over C, H, W averaged over frames, divided by CHW."""
+    """Mean |x - y| over everything, in fp32: the papers' sum over C, H, W, averaged over frames, by CHW."""
     return (x.float() - y.float()).abs().mean()
 
 

@@ -7,7 +7,7 @@ from vae.univae import UniVAE
 
 
 class ODVAE(UniVAE):
-    """OD-VAE (variant 4) is UniVAE with the single temporal kernel 3; by default with its published norm and upsampling.
+    """OD-VAE (variant 4) is UniVAE with one temporal kernel of 3, by default with the published norm and upsampling.
 
     `norm="frame", upsample="nearest"` makes it exactly causal, at the price of not being the published network.
     """

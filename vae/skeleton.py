@@ -8,7 +8,7 @@ from vae.blocks import CausalConv3d, MidBlock, MultiScaleDown, Norm, ResBlock, S
 
 
 class _Checkpointed(nn.Module):
-    """Runs residual blocks under gradient checkpointing when diffusers' `enable_gradient_checkpointing()` asks for it."""
+    """Recomputes residual blocks in the backward pass when diffusers' `enable_gradient_checkpointing()` asks for it."""
 
     gradient_checkpointing = False
 

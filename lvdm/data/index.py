@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +17,13 @@ import torch.nn.functional as F
 
 from lvdm.data.reader import Unreadable, iter_frames, probe
 from lvdm.errors import UserError, nearest
+from lvdm.progress import bar
+from lvdm.weights import cache_dir
 
 SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 LABELS = ("auto", "folder", "file", "none")
 THUMBNAIL = (32, 18)  # width, height of what the shot detector sees
+CUT = 13.0  # distance of two thumbnails, in levels of 255, from which they may be of different shots
 
 
 @dataclass
@@ -43,12 +48,12 @@ class IndexRow:
     def shots(self) -> list[tuple[int, int]]:
         """The shots as (start, end) in frames, end excluded."""
         edges = [0, *self.cuts, self.frames]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
 
 @dataclass
 class Index:
-    """All videos below `root`, sorted by path; `labels` says where their labels come from ("folder", "file", "none")."""
+    """All videos below `root`, sorted by path; `labels` says what their labels are ("folder", "file", "none")."""
 
     root: Path
     labels: str
@@ -116,13 +121,36 @@ def build_index(
         labels = "folder" if len({path.parent for path in paths}) > 1 else "file" if len(paths) <= 20 else "none"
 
     rows = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # FFmpeg works outside the interpreter's lock
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # FFmpeg works outside the interpreter's lock
         for row in pool.map(lambda path: _look(folder, path, labels), paths):
             rows.append(row)
             on_file(len(rows), len(paths))
     index = Index(folder.resolve(), labels, rows)
     if not index.ok:
         raise UserError(f"{folder}: none of the {len(rows)} videos can be read; {rows[0].path}: {rows[0].reason}")
+    return index
+
+
+def open_index(folder: str | Path, labels: str = "auto") -> Index:
+    """`build_index`, kept in the cache folder until a file below `folder` comes, goes or changes (path, size, time).
+
+    Names the broken and damaged files on stderr. Nothing is written into `folder`.
+    """
+    if not str(folder) or not Path(folder).is_dir():
+        raise UserError(f"videos={folder}: expected a folder of videos")
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(_videos(Path(folder)))]
+    key = hashlib.sha256(json.dumps([str(Path(folder).resolve()), labels, files]).encode()).hexdigest()[:24]
+    cached = cache_dir() / "index" / f"{key}.jsonl"
+    if cached.is_file():
+        return Index.load(cached)
+    with bar(f"index {Path(folder).name}", len(files)) as progress:
+        index = build_index(folder, labels, lambda done, total: progress.advance())
+    for row in [*index.broken, *index.damaged]:
+        print(f"{row.path}: {row.reason}", file=sys.stderr)
+    if index.broken:
+        print(f"{len(index.broken)} of {len(index.rows)} videos are broken and left out", file=sys.stderr)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    index.save(cached)
     return index
 
 
@@ -135,23 +163,24 @@ def find_cuts(thumbnails: np.ndarray) -> list[int]:
     """
     if len(thumbnails) < 2:
         return []
-    frames = torch.from_numpy(thumbnails).permute(0, 3, 1, 2).float()
-    step = _distance(frames[:-1], frames[1:])
+    frames = torch.from_numpy(thumbnails).permute(0, 3, 1, 2)
+    pairs = zip(frames[:-1].split(4096), frames[1:].split(4096), strict=True)
+    step = torch.cat([_distance(a, b) for a, b in pairs])  # step[i - 1] leads to frame i
     cuts = []
-    for i in (torch.nonzero(step > 13).flatten() + 1).tolist():
+    for i in (torch.nonzero(step > CUT).flatten() + 1).tolist():
         neighbours = torch.cat([step[max(0, i - 9) : i - 1], step[i : i + 8]])
-        # up to two other cuts or flashes may be near
-        calm = neighbours.sort(descending=True).values[2:3].sum()
+        motion = neighbours.sort(descending=True).values[2:3].sum()  # two other cuts or flashes may be near
         before, after = frames[max(0, i - 3) : i], frames[i : i + 3]
-        apart = min(_distance(before, frame[None].expand_as(before)).min() for frame in after)
-        if step[i - 1] > 3 * (calm + 1) and apart > 13:
+        apart = min(_distance(before, frame.expand_as(before)).min() for frame in after)
+        if step[i - 1] > 3 * (motion + 1) and apart > CUT:
             cuts.append(i)
     return cuts
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean distance (levels of 255) of each pixel to the range of the 3x3 pixels around it in the other frame, the
-    larger of both directions; (N, 3, h, w) twice -> (N,)."""
+    larger of both directions; uint8 (N, 3, h, w) twice -> (N,)."""
+    a, b = a.float(), b.float()
 
     def outside(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         high, low = F.max_pool2d(y, 3, 1, 1), -F.max_pool2d(-y, 3, 1, 1)
@@ -171,13 +200,20 @@ def _look(root: Path, path: Path, labels: str) -> IndexRow:
     """The row of one file: its head, then every frame as a thumbnail."""
     label = {"folder": path.parent.name, "file": path.stem, "none": None}[labels]
     row = IndexRow(path.relative_to(root).as_posix(), label)
-    thumbnails = []
+    thumbnails, reason = [], ""
     try:
         info = probe(path)
         row.fps, row.width, row.height, row.vfr = info.fps, info.width, info.height, info.vfr
-        thumbnails.extend(iter_frames(path, THUMBNAIL))
-        if len(thumbnails) < info.frames:
-            row.reason = f"decodes to {len(thumbnails)} of {info.frames} frames"
+        for thumbnail in islice(iter_frames(path, THUMBNAIL), info.frames):
+            thumbnails.append(thumbnail)
+        reason = "the file ends early"
     except Unreadable as error:
-        row.reason = error.reason
+        reason = error.reason
+    row.frames = len(thumbnails)
+    if not thumbnails:
+        row.state, row.reason = "broken", reason
+        return row
+    if row.frames < info.frames:
+        row.reason = f"only the first {row.frames} of {info.frames} frames can be decoded: {reason}"
+    row.cuts = find_cuts(np.stack(thumbnails))
     return row

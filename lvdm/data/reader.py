@@ -1,7 +1,8 @@
 """Frames out of video files, exactly: frame i is the i-th frame of a full decode, however it was reached.
 
-decord reads the files whose every frame it is known to hit: MP4 or MOV of constant frame rate with closed groups of pictures,
-which is what most tools write. PyAV reads all others, and those at which decord fails; the pixels are the same.
+decord reads the files whose every frame it is known to hit: MP4 or MOV of constant frame rate with closed groups of
+pictures, which is what most tools write. PyAV reads all others, and those at which decord fails; the pixels are the
+same.
 """
 
 import os
@@ -131,7 +132,7 @@ def _scan_version(path: str, mtime_ns: int, size: int) -> _Scan:
         pts = np.sort(coded)
         gaps = np.diff(pts)
         vfr = bool(len(gaps) and gaps.max() - gaps.min() > 1)  # one tick is rounding
-        fps = 1 / float(gaps.mean() * stream.time_base) if vfr else float(stream.average_rate or stream.guessed_rate or 0)
+        rate = 1 / (gaps.mean() * stream.time_base) if vfr else stream.average_rate or stream.guessed_rate or 0
         indexed = (
             stamped
             and bool((gaps > 0).all())
@@ -152,7 +153,9 @@ def _scan_version(path: str, mtime_ns: int, size: int) -> _Scan:
         turned = first.rotation % 180 != 0
         width, height = (first.height, first.width) if turned else (first.width, first.height)
         key_dts = np.array([packets[i].pts if packets[i].dts is None else packets[i].dts for i in keys])
-        return _Scan(VideoInfo(len(pts), fps, width, height, vfr), pts, coded[keys], key_dts, indexed, decord_exact)
+        return _Scan(
+            VideoInfo(len(pts), float(rate), width, height, vfr), pts, coded[keys], key_dts, indexed, decord_exact
+        )
 
 
 def _read_decord(path: str | Path, indices: list[int], info: VideoInfo) -> np.ndarray | None:

@@ -105,5 +105,4 @@ class LPIPS(nn.Module):
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """Scales the channels of every pixel to length 1."""
-    # vector_norm, because the square root of a sum has no gradient where all channels are 0
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

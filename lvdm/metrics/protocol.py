@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from lvdm.errors import UserError
@@ -65,8 +66,7 @@ class Protocol:
 
 def require_same(protocols: Iterable[Protocol]) -> None:
     """Raises UserError, naming the first field that differs, unless all `protocols` are equal."""
-    first, *others = protocols
-    for other in others:
+    for first, other in pairwise(protocols):
         for field in fields(Protocol):
             a, b = getattr(first, field.name), getattr(other, field.name)
             if a != b:

@@ -147,7 +147,7 @@ MEAN, STD = 3.0, 0.5
 
 
 def exact_denoiser(steps: int):
-    """The optimal model of data N(MEAN, STD^2): E[noise | x_t], and the v that gives the variance of x_{t-1} given x_t."""
+    """The optimal model of data N(MEAN, STD^2): E[noise | x_t], and the v for the variance of x_{t-1} given x_t."""
     levels = DIFFUSION.alphas_cumprod
     timesteps = DIFFUSION.respaced(steps)
     earlier = dict(zip(timesteps[1:], timesteps[:-1], strict=True))

@@ -1,0 +1,195 @@
+"""Clips out of an index: which frames of which video, as a pure function of policy, seed and sample index."""
+
+import logging
+import math
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from lvdm.data.index import Index, IndexRow
+from lvdm.data.reader import Unreadable, iter_frames, read_frames
+from lvdm.errors import UserError
+from lvdm.rng import generator, item_at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipPolicy:
+    """How clips are cut. The last `holdout` part of every shot is the validation split, the rest the training split.
+
+    A clip has `frames` frames, every `stride`-th of the video, of `size` x `size` pixels; `flip` mirrors half of them.
+    """
+
+    frames: int
+    stride: int
+    size: int
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    split: Literal["train", "val", "all"] = "train"
+    holdout: float = 0.2
+
+    def __post_init__(self):
+        if self.frames < 1 or self.stride < 1:
+            raise UserError(f"frames and stride must be at least 1, not {self.frames} and {self.stride}")
+        if self.size < 8 or self.size % 8:
+            below = max(8, self.size // 8 * 8)
+            raise UserError(f"size: {self.size} is not divisible by 8; the nearest sizes are {below} and {below + 8}")
+        if self.crop not in ("center", "random"):
+            raise UserError(f"crop: {self.crop!r} is neither center nor random")
+        if self.split not in ("train", "val", "all"):
+            raise UserError(f"split: {self.split!r} is none of train, val, all")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"holdout: {self.holdout} is not a share from 0 to below 1")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video from the first to the last of a clip, both counted."""
+        return (self.frames - 1) * self.stride + 1
+
+    def segments(self, row: IndexRow) -> list[tuple[int, int]]:
+        """The part of each shot of `row` that is in the split, as (start, end) in frames, end excluded."""
+        segments = []
+        for start, end in row.shots():
+            border = end - round((end - start) * self.holdout)
+            segments.append({"train": (start, border), "val": (border, end), "all": (start, end)}[self.split])
+        return segments
+
+
+class Window(NamedTuple):
+    """A clip to be read: a row of `Clips.rows`, its first frame, and whether it is mirrored."""
+
+    row_index: int
+    start: int
+    flip: bool = False
+
+
+class Skipped(NamedTuple):
+    """What is too short for a clip: shots, and videos of which no shot is long enough."""
+
+    shots: int
+    videos: int
+
+
+@dataclass
+class Clip:
+    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from."""
+
+    video: torch.Tensor
+    label: int
+    source: str
+    start: int
+    flip: bool
+
+
+class Clips:
+    """The clips of an index under a policy; `len` is the number of usable videos, `rows` are those videos.
+
+    Whole videos, decoded and resized, stay in the memory of this process when all of them take at most `cache_gib` GiB;
+    else the frames of a clip are decoded each time. The pixels are the same both ways.
+    """
+
+    def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0):
+        self.index, self.policy, self.seed = index, policy, seed
+        self.rows: list[IndexRow] = []
+        self._starts: list[torch.Tensor] = []  # all valid first frames, a row
+        short, longest, span = 0, 0, policy.span
+        for row in index.ok:
+            segments = policy.segments(row)
+            longest = max([longest, *(end - start for start, end in segments)])
+            starts = [torch.arange(start, end - span + 1) for start, end in segments if end - start >= span]
+            short += len(segments) - len(starts)
+            if starts:
+                self.rows.append(row)
+                self._starts.append(torch.cat(starts))
+        self.skipped = Skipped(short, len(index.ok) - len(self.rows))
+        if not self.rows:
+            raise UserError(
+                f"{index.root}: no shot is long enough: {policy.frames} frames at stride {policy.stride} need "
+                f"{span} consecutive frames in the {policy.split} split, the longest shot there has {longest}"
+            )
+        self._class_of = {name: number for number, name in enumerate(index.classes)}
+        needed = sum(row.frames * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
+        self._cache: dict[int, torch.Tensor] | None = {} if needed <= cache_gib * 2**30 else None
+        self._unreadable: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, sample_index: int) -> Clip:
+        """The clip of the sample `sample_index` (counted since the start of training).
+
+        A video that turns out unreadable is reported once by a log line, and the next row that can be read takes its
+        place, with the same draws; raises UserError when none is left.
+        """
+        draws = torch.rand(4, generator=generator(self.seed, "clip", sample_index), dtype=torch.float64)
+        draw, flip, *corner = draws.tolist()
+        top, left = corner if self.policy.crop == "random" else (0.5, 0.5)
+        first = item_at(self.seed, sample_index, len(self))
+        for row_index in ((first + step) % len(self) for step in range(len(self))):
+            if row_index in self._unreadable:
+                continue
+            starts = self._starts[row_index]
+            window = Window(row_index, int(starts[int(draw * len(starts))]), self.policy.flip and flip < 0.5)
+            try:
+                return self._read(window, top, left)
+            except Unreadable as error:
+                self._unreadable.add(row_index)
+                logger.warning("%s; the next video takes its place", error)
+        raise UserError(f"{self.index.root}: none of the {len(self)} videos can be read any more")
+
+    def grid(self, per_video: int) -> list[Window]:
+        """`per_video` evenly spaced windows of each video (all of them where there are fewer), none of them mirrored;
+        0 asks for every window that overlaps no other, from the start of each shot. The same for every seed."""
+        span, windows = self.policy.span, []
+        for row_index, (row, valid) in enumerate(zip(self.rows, self._starts, strict=True)):
+            if per_video:
+                middles = (torch.arange(per_video) + 0.5) / per_video
+                starts = valid[(middles * len(valid)).long()].unique().tolist()
+            else:
+                starts = [s for a, b in self.policy.segments(row) for s in range(a, b - span + 1, span)]
+            windows.extend(Window(row_index, start) for start in starts)
+        return windows
+
+    def read(self, window: Window) -> Clip:
+        """The clip of `window`, cropped at the centre; raises `Unreadable`."""
+        return self._read(window, 0.5, 0.5)
+
+    def _read(self, window: Window, top: float, left: float) -> Clip:
+        """`top` and `left` place the crop: 0 to 1 over all places it can have, 0.5 is the centre."""
+        row, size = self.rows[window.row_index], self.policy.size
+        indices = range(window.start, window.start + self.policy.span, self.policy.stride)
+        frames = self._frames(window.row_index, indices)
+        y, x = (int(part * (room - size + 1)) for part, room in zip((top, left), frames.shape[-2:], strict=True))
+        video = frames[:, :, y : y + size, x : x + size].transpose(0, 1)
+        video = (video.flip(-1) if window.flip else video).contiguous()
+        return Clip(video, self._class_of.get(row.label, -1), row.path, window.start, window.flip)
+
+    def _frames(self, row_index: int, indices: range) -> torch.Tensor:
+        """Frames of a row, resized but not cropped: uint8 (T, 3, H, W)."""
+        row = self.rows[row_index]
+        path = self.index.root / row.path
+        if self._cache is None:
+            return resize(read_frames(path, indices), self.policy.size)
+        if row_index not in self._cache:
+            frames = islice(iter_frames(path), row.frames)
+            small = torch.cat([resize(torch.from_numpy(frame)[None], self.policy.size) for frame in frames])
+            if len(small) < row.frames:
+                raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.frames}")
+            self._cache[row_index] = small
+        return self._cache[row_index][indices.start : indices.stop : indices.step]
+
+
+def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Antialiased bilinear, the short side to `size`, frame by frame: uint8 (T, H, W, 3) -> uint8 (T, 3, h, w)."""
+    shape = _fit(*frames.shape[1:3], size)
+    return F.interpolate(frames.permute(0, 3, 1, 2), shape, mode="bilinear", antialias=True)
+
+
+def _fit(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) scaled so that the short side is `size`."""
+    short = min(height, width)
+    return round(height * size / short), round(width * size / short)

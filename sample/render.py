@@ -1,0 +1,93 @@
+"""Latent files to mp4 (`lvdm render`): D1 at the clip's own rate, D2 at twice of it."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import vae
+from lvdm.cli import program
+from lvdm.errors import UserError
+from lvdm.latents import LatentFile, load_latent
+from lvdm.media import to_uint8, write_mp4
+from lvdm.progress import bar
+from sample.configs import Render
+from vae.base import VideoVAE
+
+
+def run(config: Render) -> Path:
+    """Renders every latent file to `config.out`, and skips those already there."""
+    files = latent_files(config.latents)
+    model = vae.load(config.vae).to(device())
+    require_refiner(model, config.refine, config.vae)
+    Path(config.out or ".").mkdir(parents=True, exist_ok=True)
+    with bar("render", len(files)) as progress:
+        for file in files:
+            path = Path(config.out) / f"{file.stem}.mp4"
+            if not path.exists():
+                render(model, load_for(model, file, config.vae), path, config.refine)
+            progress.advance()
+    return Path(config.out)
+
+
+@torch.no_grad()
+def frames(model: VideoVAE, latent: Tensor, num_frames: int, refine: bool = False) -> Iterator[Tensor]:
+    """Rendered frames (B, 3, t, H, W) of latents (B, z, t, h, w), piece by piece where the model streams exactly.
+
+    `num_frames` counts the frames behind the latents; `refine` renders 2 * num_frames - 1.
+    """
+    wanted = 2 * num_frames - 1 if refine else num_frames
+    latent = latent.to(model.device, model.dtype)
+    if model.spec.exact_streaming:
+        yield from model.stream_decode([latent], refine=refine, num_frames=wanted)
+    else:
+        yield (model.refine if refine else model.decode)(latent, num_frames=wanted).sample
+
+
+def render(model: VideoVAE, latent: LatentFile, path: Path, refine: bool) -> None:
+    """Writes one latent as an mp4 at its own rate, or with `refine` at twice of it."""
+    pieces = frames(model, latent.latent[None], latent.num_frames, refine)
+    pictures = (picture for piece in pieces for picture in to_uint8(piece[0].cpu()).permute(1, 2, 3, 0))
+    write_mp4(path, pictures, latent.fps * (2 if refine else 1))
+
+
+def latent_files(latents: str) -> list[Path]:
+    """The latent files that a path names."""
+    path = Path(latents)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise UserError(f"latents={latents}: expected a .safetensors latent file or a folder of them")
+    return files
+
+
+def load_for(model: VideoVAE, file: Path, spec: str) -> LatentFile:
+    """A latent file, refused when another VAE made it."""
+    latent = load_latent(file)
+    if latent.vae_sha256 != model.latent_sha256():
+        raise UserError(
+            f"{file}: its latent belongs to another VAE (weights {latent.vae_sha256[:12]}) than vae={spec}"
+            f" ({model.latent_sha256()[:12]}): name the VAE that it was made with"
+        )
+    return latent
+
+
+def require_refiner(model: VideoVAE, refine: bool, spec: str) -> None:
+    """Refuses to refine with a VAE that has no D2."""
+    if refine and not model.spec.refines:
+        raise UserError(f"vae={spec} has no refinement decoder: train one (lvdm train refine) or drop refine")
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm render`."""
+    return program(Render, argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

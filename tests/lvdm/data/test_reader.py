@@ -1,0 +1,174 @@
+"""Frame exactness against a full sequential decode, in every kind of file, and what a broken file does."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from lvdm.data import reader
+from lvdm.data.reader import Unreadable, iter_frames, probe, read_frames
+from lvdm.data.samples import sample_videos
+from lvdm.media import write_mp4
+
+
+def _pictures(n, height=96, width=128):
+    """n pictures that are easy to tell apart: noise that moves."""
+    noise = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0)) * 255
+    base = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].permute(1, 2, 0)
+    return [np.ascontiguousarray(np.roll(base.to(torch.uint8).numpy(), 3 * i, 1)) for i in range(n)]
+
+
+def _write(path, pictures, times=None, codec="libx264", rate=25, container_options=None, **options):
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, pix_fmt="yuv420p", options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if times:
+                stream.codec_context.time_base = frame.time_base = Fraction(1, 1000)
+                frame.pts = times[i]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _check(path):
+    """Windows, steps, disorder and repeats give the frames of the sequential decode."""
+    full = np.stack(list(iter_frames(path)))
+    info, n = probe(path), len(full)
+    assert (info.frames, info.height, info.width) == full.shape[:3]
+    ranges = [range(a, min(n, a + 12), step) for a in (0, n // 3, n // 2 + 1, n - 4) for step in (1, 3)]
+    for indices in [*ranges, [n - 1, 0, n // 2, 0]]:
+        frames = read_frames(path, indices)
+        assert frames.dtype == torch.uint8
+        assert torch.equal(frames, torch.from_numpy(full[list(indices)])), (path, indices)
+    return info
+
+
+@pytest.mark.parametrize("name", ["bikes.mp4", "carphone_pristine.mp4"])
+def test_sample_videos_frame_exact(name):
+    info = _check(sample_videos() / name)
+    assert (
+        info
+        == {
+            "bikes.mp4": reader.VideoInfo(250, 25.0, 640, 272, False),
+            "carphone_pristine.mp4": reader.VideoInfo(120, 30000 / 1001, 176, 144, False),
+        }[name]
+    )
+
+
+def test_ucf101_frame_exact(real_data):
+    # h264 with B-frames in AVI (no presentation times), and XviD
+    for name in ("SkateBoarding/v_SkateBoarding_g02_c01.avi", "Biking/v_Biking_g05_c02.avi"):
+        _check(real_data / "ucf101_mini" / "UCF-101" / name)
+
+
+# each of these misleads at least one way of seeking
+KINDS = {
+    "open_gop.mp4": dict(bf="3", g="12", **{"x264-params": "open-gop=1"}),
+    "closed_gop.mp4": dict(bf="2", g="12"),
+    "matroska.mkv": dict(bf="3", g="12", rate=Fraction(30000, 1001)),
+    "transport.ts": dict(bf="3", g="12"),
+    "b_frames.avi": dict(bf="3", g="12"),
+    "fragments.mp4": dict(bf="3", g="12", container_options={"movflags": "frag_keyframe+empty_moov"}),
+    "xvid.avi": dict(codec="mpeg4", bf="2", g="12"),
+    "interlaced.mp4": dict(g="12", flags="+ildct+ilme"),
+    "vp8.webm": dict(codec="libvpx", g="20", **{"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "4"}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_files_frame_exact(name, tmp_path):
+    assert not _check(_write(tmp_path / name, _pictures(50), **KINDS[name])).vfr
+
+
+def test_decord_reads_what_most_tools_write(tmp_path, monkeypatch):
+    path = _write(tmp_path / "usual.mp4", _pictures(30), bf="2", g="12")
+    monkeypatch.setattr(reader, "_read_pyav", None)
+    assert torch.equal(read_frames(path, [20])[0], torch.from_numpy(list(iter_frames(path))[20]))
+
+
+def test_edit_list_hides_frames(tmp_path):
+    times = [40 * (i - 20) for i in range(50)]
+    path = _write(
+        tmp_path / "edit.mp4", _pictures(50), times, g="50", container_options={"avoid_negative_ts": "disabled"}
+    )
+    assert _check(path).frames == 30
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_frame_rate(tmp_path, suffix):
+    gaps = [20, 33, 40, 90, 33, 20, 120] * 8
+    times = np.cumsum(gaps).tolist()
+    info = _check(_write(tmp_path / f"vfr.{suffix}", _pictures(len(times)), times, bf="3", g="10"))
+    assert info.vfr
+    assert info.fps == pytest.approx((len(times) - 1) / (times[-1] - times[0]) * 1000, rel=1e-3)
+
+
+def test_rotated_and_narrow(tmp_path):
+    path = tmp_path / "upright.mp4"
+    write_mp4(path, _pictures(10, 64, 96), 25)
+    data = bytearray(path.read_bytes())
+    # the display matrix of the track header: a quarter turn
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = np.array([0, 1 << 16, 0, -(1 << 16), 0, 0, 64 << 16, 0, 1 << 30], ">i4").tobytes()
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(data)
+    _check(turned)
+    assert torch.equal(read_frames(turned, [4]), read_frames(path, [4]).rot90(-1, (1, 2)))
+    narrow = tmp_path / "narrow.mp4"
+    write_mp4(narrow, [picture[:32, :24] for picture in _pictures(10)], 25)
+    _check(narrow)
+
+
+def test_thumbnails_have_the_asked_size():
+    frame = next(iter_frames(sample_videos() / "bikes.mp4", (32, 18)))
+    assert frame.shape == (18, 32, 3)
+
+
+def test_broken_files(real_data):
+    read = {}
+    for path in sorted((real_data / "broken").iterdir()):
+        try:
+            read[path.name] = read_frames(path, range(probe(path).frames)).shape[0]
+        except Unreadable as error:
+            assert path.name in str(error) and error.reason
+            read[path.name] = None
+    assert read == {
+        "bitflips.mp4": None,
+        "empty.mp4": None,
+        "not_a_video.mp4": None,
+        "truncated.mp4": None,
+        "one_frame.mp4": 1,
+        "three_frames.mp4": 3,
+        "tiny_16x16.mp4": 32,
+    }
+
+
+def test_head_of_a_cut_off_file_is_readable(tmp_path):
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    write_mp4(whole, _pictures(50), 25)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert torch.equal(read_frames(cut, range(5)), read_frames(whole, range(5)))
+    frames = iter_frames(cut)
+    with pytest.raises(Unreadable, match=r"cut\.mp4"):
+        list(frames)
+
+
+def test_wrong_asks(tmp_path):
+    with pytest.raises(Unreadable, match="No such file"):
+        probe(tmp_path / "missing.mp4")
+    with pytest.raises(Unreadable, match="120 frames"):
+        read_frames(sample_videos() / "carphone_pristine.mp4", [120])
+    sound = Path(tmp_path / "sound.mp4")
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(Unreadable, match="no video stream"):
+        probe(sound)

@@ -1,0 +1,125 @@
+"""Encode a folder of videos once (`lvdm train latents`, `accelerate launch -m train.latents`)."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import vae
+from lvdm import accelerator as accelerators
+from lvdm.cli import program
+from lvdm.data.clips import Clip, ClipPolicy, Clips, Window
+from lvdm.latents import LatentWriter, Manifest, Record
+from lvdm.media import to_float
+from lvdm.progress import bar
+from lvdm.run import RunFolder
+from train.configs import Latents
+from train.data import index_of
+from vae.base import VideoVAE
+
+
+def run(config: Latents) -> Path:
+    """Writes, completes or finds complete the store at `config.out`; every process writes its share of the shards."""
+    accelerator = accelerators.make_accelerator(config.precision)
+    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    if folder.finished:
+        return folder.path
+    accelerators.threads(config.threads)
+    model = vae.load(config.vae).to(accelerator.device)
+    clips, windows = choose(config)
+    accelerator.wait_for_everyone()
+    writer = LatentWriter(config.out, manifest(config, model, clips, windows))
+    missing = writer.missing()
+    accelerator.wait_for_everyone()
+
+    with bar("latents", len(missing), show=accelerator.is_main_process) as progress:
+        for shard in missing[accelerator.process_index :: accelerator.num_processes]:
+            records: list[Record] = []
+            items = writer.manifest.items(shard)
+            for first in range(items.start, items.stop, config.batch):
+                batch = [clips.read(windows[i]) for i in range(first, min(first + config.batch, items.stop))]
+                with accelerator.autocast():
+                    records += encode_batch(model, batch, config, clips)
+            writer.write(shard, records)
+            progress.advance(accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        writer.finish()
+        folder.finish(items=len(windows))
+    accelerators.close(accelerator)
+    return folder.path
+
+
+def choose(config: Latents) -> tuple[Clips, list[Window]]:
+    """The clips of the store: evenly spaced in each video, each also mirrored when `flip` is set."""
+    policy = ClipPolicy(config.frames, config.stride, config.size, "center", False, config.split, config.holdout)
+    clips = Clips(index_of(config), policy, seed=0, cache_gib=config.cache_gib)
+    windows = clips.grid(config.per_video)
+    return clips, [w._replace(flip=flip) for w in windows for flip in ((False, True) if config.flip else (False,))]
+
+
+def manifest(config: Latents, model: VideoVAE, clips: Clips, windows: list[Window]) -> Manifest:
+    """What the store will say of itself."""
+    index = clips.index
+    return Manifest(
+        vae={"class": type(model).__name__, "config": {k: v for k, v in model.config.items() if k[0] != "_"}},
+        vae_sha256=model.latent_sha256(),
+        num_frames=config.frames,
+        stride=config.stride,
+        size=(config.size, config.size),
+        crop="center",
+        shape=model.spec.latent_shape(config.frames, config.size, config.size),
+        dtype=config.dtype,
+        count=len(windows),
+        shard_size=config.shard_size,
+        sources=[row.path for row in index.rows],
+        classes=index.classes,
+        data={
+            "index": index.hash(),
+            "per_video": config.per_video,
+            "flip": config.flip,
+            "split": config.split,
+            "holdout": config.holdout,
+            "precision": config.precision,
+        },
+    )
+
+
+@torch.no_grad()
+def encode_batch(model: VideoVAE, batch: list[Clip], config: Latents, clips: Clips) -> list[Record]:
+    """Posteriors of up to `config.batch` clips, in a batch padded to that size so that neighbours cannot matter."""
+    video = torch.stack([clip.video for clip in batch])
+    padding = video[-1:].expand(config.batch - len(batch), *video.shape[1:])
+    posterior = model.encode(to_float(torch.cat([video, padding]).to(model.device))).latent_dist
+    rows = {row.path: i for i, row in enumerate(clips.index.rows)}
+    return [
+        Record(
+            mean=mean.float().cpu(),
+            logvar=logvar.float().cpu(),
+            label=max(clip.label, 0),
+            source=rows[clip.source],
+            start=clip.start,
+            flip=clip.flip,
+            num_frames=config.frames,
+            fps=clips.index.rows[rows[clip.source]].fps / config.stride,
+        )
+        for clip, mean, logvar in zip(batch, posterior.mean, posterior.logvar, strict=False)
+    ]
+
+
+def describe(config: Latents) -> str:
+    """Clips, shape and size on disk, for `--dry-run`."""
+    model = vae.load(config.vae)
+    clips, windows = choose(config)
+    shape = model.spec.latent_shape(config.frames, config.size, config.size)
+    size = 2 * len(windows) * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)
+    return f"{len(windows)} clips of {len(clips)} videos, latents {tuple(shape)}, {size / 2**20:.1f} MiB on disk"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm train latents`."""
+    return program(Latents, argv, run, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
