@@ -8,9 +8,10 @@ from lvdm.errors import UserError, nearest
 
 
 def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v, written out, with the softmax in fp32: the reference for the others."""
-    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1, dtype=torch.float32)
-    return weights.to(v.dtype) @ v
+    """softmax(q k^T / sqrt(head_dim)) v, written out in fp32, under autocast too: the reference for the others."""
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5
+        return (logits.softmax(dim=-1) @ v.float()).to(v.dtype)
 
 
 BACKENDS = {"sdpa": scaled_dot_product_attention, "math": _math}

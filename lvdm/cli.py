@@ -53,17 +53,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def program(
-    config: type, argv: list[str] | None, run: Callable[[Any], Any], describe: Callable[[Any], str] | None = None
+    config: type,
+    argv: list[str] | None,
+    run: Callable[[Any], Any],
+    describe: Callable[[Any], str] | None = None,
+    plan: Callable[[Any], str] | None = None,
 ) -> int:
     """The body of every program's `main(argv)`: parse, `--help`, `--dry-run`, run; a UserError is one line and 2.
 
-    `describe(config)` gives what `--dry-run` prints below the resolved config.
+    `describe(config)` gives what `--dry-run` prints below the resolved config, `plan(config)` what `--plan` prints.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
         parsed, flags = configs.parse(config, argv)
         if flags.help:
             print(configs.usage(config, config.__name__))
+        elif flags.plan:
+            if plan is None:
+                raise UserError("--plan: this command runs one program, not a plan; try --dry-run")
+            print(plan(parsed))
         elif flags.dry_run:
             print(configs.to_yaml(parsed) + (describe(parsed) if describe else ""))
         else:

@@ -60,16 +60,8 @@ class RunFolder:
                 file.write(json.dumps(clean) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The log so far; a line cut off by a kill is left out."""
-        path = self.path / "log.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        records = []
-        for line in lines:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-        return records
+        """The log so far."""
+        return read_log(self.path)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -139,6 +131,18 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The summary that the run in `folder` ended with, or None while it has not ended."""
     path = folder / "finished.json"
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of `log.jsonl` in a run folder; a line cut off by a kill is left out."""
+    path = folder / "log.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
 
 
 def write_text(path: Path, text: str) -> None:

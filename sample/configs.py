@@ -114,7 +114,7 @@ class Evaluate(Videos):
     split: str = "val"
     """With holdout > 0: train, val or all."""
     frames: int = 17
-    """Frames a clip: 4n+1; for refinement 8n+1, of which the encoder sees every second. Generation takes its samples'."""
+    """Frames a clip: 4n+1; for refinement 8n+1, of which the encoder sees every second. Generation: as sampled."""
     size: int = 256
     """Height and width."""
     stride: int = 1

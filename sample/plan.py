@@ -5,6 +5,8 @@ with its recipe and keys. Printing a plan needs neither data nor torch.
 """
 
 import importlib
+import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lvdm import config as configs
 from lvdm.cli import VERBS
 from lvdm.errors import UserError, nearest
 from lvdm.progress import whole
-from lvdm.run import finished, same_config
+from lvdm.run import finished, same_config, write_text
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Plan:
     """Steps in order; a later one may use what an earlier one made."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """What the steps refer to."""
+    """What the steps refer to; `out` is the folder of all."""
     steps: list[Step] = field(default_factory=list)
 
     @classmethod
@@ -94,5 +96,18 @@ class Plan:
                     print(f"{step.name}: finished before, skipped")
                     progress.step_skipped(step.cost)
                 else:
+                    started = time.monotonic()
                     with progress.step(step.cost):
                         step.run(size)
+                    self._record(step.name, time.monotonic() - started)
+
+    def seconds(self) -> dict[str, float]:
+        """How long each step took, the parts of interrupted runs that were lost left out."""
+        path = self._times()
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _record(self, name: str, seconds: float) -> None:
+        write_text(self._times(), json.dumps({**self.seconds(), name: round(seconds, 1)}, indent=2))
+
+    def _times(self) -> Path:
+        return Path(self.values["out"]) / "plan.json"

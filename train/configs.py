@@ -132,6 +132,8 @@ class Adversarial:
 
     lpips_weight: float = 1.0
     """Weight of LPIPS (VGG)."""
+    lpips_start: int = 0
+    """Samples after which LPIPS begins."""
     lpips_frames: int = 0
     """Frames a clip that LPIPS looks at, drawn anew each time; 0 is all."""
     adversarial_weight: float = 0.5

@@ -39,7 +39,7 @@ def run(config: TrainDiT) -> Path:
     model = build_model(config, draws.store)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    optimizer = adam(model.parameters(), config, device)
+    optimizer = adam(model.parameters(), config)
     ema, timer = EMA(model, config.ema), Timer()
     denoiser, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(ema, timer)

@@ -65,8 +65,8 @@ def fit(
     lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config, device)
-    critic_optimizer = adam(critic.parameters(), config, device)
+    optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config)
+    critic_optimizer = adam(critic.parameters(), config)
     ema, timer = EMA(model, config.ema), Timer()
     renderer, critic, optimizer, critic_optimizer = accelerator.prepare(renderer, critic, optimizer, critic_optimizer)
     accelerator.register_for_checkpointing(ema, timer)
@@ -99,7 +99,7 @@ def fit(
                         y, mean, logvar = renderer(x, noise)
                         terms = {"l1": losses.l1(x, y)}
                         reconstruction = terms["l1"]
-                        if lpips is not None:
+                        if lpips is not None and seen >= config.lpips_start:
                             shown = frames_shown(config.seed, batch.samples[0], config.lpips_frames, x.shape[2])
                             terms["lpips"] = losses.perceptual(lpips, x, y, shown)
                             reconstruction = reconstruction + config.lpips_weight * terms["lpips"]

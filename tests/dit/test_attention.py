@@ -33,12 +33,12 @@ def test_back_ends_agree_on_strided_views_and_in_their_gradients():
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_the_reference_keeps_its_softmax_in_fp32():
-    q, k, v = (x.bfloat16() for x in qkv(1, 1, 300, 8))
-    v.fill_(1)  # attention weights of a row sum to one
-    out = attention(0 * q, k, v, "math")
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), torch.ones(1, 1, 300, 8), atol=4e-3, rtol=0)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_reference_rounds_bf16_once(autocast):
+    q, k, v = (x.bfloat16() for x in qkv(2, 3, 50, 8))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = attention(q, k, v, "math")
+    assert torch.equal(out, attention(q.float(), k.float(), v.float(), "math").bfloat16())
 
 
 def test_an_unknown_back_end_is_a_user_error():

@@ -178,6 +178,16 @@ def test_gaussian_data_is_sampled_exactly(steps):
     assert math.isclose(samples.std(), STD, abs_tol=0.015)
 
 
+def test_the_last_step_adds_no_noise():
+    def point(x: Tensor, t: Tensor) -> Tensor:
+        level = DIFFUSION.alphas_cumprod[t[0]]
+        eps = (x - level.sqrt() * MEAN) / (1 - level).sqrt()
+        return torch.cat([eps, torch.zeros_like(eps)], dim=1).float()
+
+    samples = DIFFUSION.sample(point, (2, 3, 4, 4), 10, [generator(0)])
+    torch.testing.assert_close(samples, torch.full_like(samples, MEAN), atol=1e-4, rtol=0)
+
+
 def test_without_a_learned_variance_the_sampler_takes_beta():
     def fixed(x: Tensor, t: Tensor) -> Tensor:
         return exact_denoiser(50)(x, t)[:, :2]
