@@ -42,7 +42,7 @@ def choice(config: Any, key: str, options: tuple[str, ...]) -> None:
 def at_least(config: Any, **bounds: float) -> None:
     """Raises a UserError for each `key` of `config` that is below its bound; for use in `__post_init__`."""
     for key, bound in bounds.items():
-        if getattr(config, key) < bound:
+        if not getattr(config, key) >= bound:  # nan is refused too
             raise UserError(f"{key}={getattr(config, key)}: expected at least {bound}")
 
 
@@ -65,12 +65,15 @@ def parse(cls: type[T], argv: list[str]) -> tuple[T | None, Flags]:
             flags["help" if word == "-h" else name] = True
         elif word == "--config":
             recipe = _value_of(word, words)
+        elif word.startswith("--config="):
+            recipe = word.removeprefix("--config=")
         elif word.startswith("--") and "=" not in word:
+            _refuse_unknown_key(cls, name, "command line")
             bare = _field_type(cls, name) is bool and (not words or words[0] not in ("true", "false"))
-            overrides[name] = "true" if bare else _value_of(word, words)
+            _set_last(overrides, name, "true" if bare else _value_of(word, words))
         elif "=" in word:
             key, _, value = word.removeprefix("--").partition("=")
-            overrides[key.replace("-", "_")] = value
+            _set_last(overrides, key.replace("-", "_"), value)
         else:
             positionals.append(word)
     if flags.get("help"):
@@ -218,6 +221,11 @@ def _value_of(flag: str, words: list[str]) -> str:
     return words.pop(0)
 
 
+def _set_last(overrides: dict[str, str], key: str, value: str) -> None:
+    overrides.pop(key, None)  # so that it comes after a key given in between that holds it
+    overrides[key] = value
+
+
 def _bind_positionals(cls: type, words: list[str]) -> dict[str, str]:
     names = getattr(cls, "positionals", ())
     if len(words) > len(names):
@@ -243,25 +251,35 @@ def _field_type(cls: Any, key: str) -> Any:
 def _typed(cls: type, key: str, value: Any) -> Any:
     """A command line's text as YAML would read it, but as it stands where the key holds text."""
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
     if not isinstance(value, str) or _field_type(cls, key) is str:
         return value
-    return OmegaConf.from_dotlist([f"value={value}"])["value"]
+    try:
+        return OmegaConf.from_dotlist([f"value={value}"])["value"]
+    except YAMLError as error:
+        raise UserError(f"command line: key {key!r}: {value!r} is not valid YAML ({error.problem})") from None
 
 
 def _refuse_unknown(cls: Any, values: Any, source: str, prefix: str = "") -> None:
-    """Walks a recipe and refuses the first key that the dataclass does not have."""
-    if dataclasses.is_dataclass(cls):
+    """Walks a recipe and refuses the first key that the dataclass does not have; wrong types are OmegaConf's to tell."""
+    from omegaconf import OmegaConf
+
+    if dataclasses.is_dataclass(cls) and OmegaConf.is_dict(values):
         for key in values:
             _refuse_unknown_key(cls, str(key), source, prefix)
             value = values._get_node(key)
             hint = typing.get_type_hints(cls)[key]
-            if typing.get_origin(hint) is list:
-                for i, item in enumerate(value if value._is_none() is False else []):
-                    _refuse_unknown(typing.get_args(hint)[0], item, source, f"{prefix}{key}[{i}].")
+            if typing.get_origin(hint) is list and OmegaConf.is_list(value) and not value._is_none():
+                for i in range(len(value)):
+                    _refuse_unknown(typing.get_args(hint)[0], value._get_node(i), source, f"{prefix}{key}[{i}].")
 
 
 def _refuse_unknown_key(cls: type, key: str, source: str, prefix: str = "") -> None:
     if _field_type(cls, key) is None:
-        known = [field.name for field in dataclasses.fields(cls)]
-        raise UserError(f"{source}: unknown key {prefix + key!r}{nearest(key, known)}; known: {', '.join(known)}")
+        parent, _, name = key.rpartition(".")
+        owner = _field_type(cls, parent) if parent else cls
+        if not dataclasses.is_dataclass(owner):
+            owner, name = cls, key
+        known = [field.name for field in dataclasses.fields(owner)]
+        raise UserError(f"{source}: unknown key {prefix + key!r}{nearest(name, known)}; known: {', '.join(known)}")

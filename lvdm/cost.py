@@ -22,8 +22,10 @@ def forward_cost(forward: Callable[[], Any]) -> StepCost:
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
+        is_view = tensor._base is not None
+        if not isinstance(tensor._base if is_view else tensor, nn.Parameter):  # weights are there anyway
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     counter = FlopCounterMode(display=False)

@@ -24,6 +24,8 @@ class EMA:
         """Moves the shadow towards the weights as they are now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        # The model may have moved to its device since.
+        self.shadow = {name: value.to(self.parameters[name].device) for name, value in self.shadow.items()}
         weights = [p.detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 

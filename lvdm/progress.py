@@ -59,7 +59,7 @@ class Whole:
             self._display.show(self.spent + self._cost * self.now, "")
 
     def line(self) -> str:
-        """ "37 % of the whole, about 2:10 left" from the time the steps so far took for their cost."""
+        """ "37% of the whole, 2:10 left" from the time the steps so far took for their cost."""
         done = self.spent + self._cost * self.now
         worked = done - self._skipped
         left = (sum(self.costs) - done) * (time.monotonic() - self.started) / worked if worked > 0 else float("nan")

@@ -54,7 +54,7 @@ class Registry:
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
-            key = str(error).rsplit("'", 2)[1]
+            key = str(error).split("'")[1]
             raise UserError(f"{self.kind} {name!r} has no option {key!r}") from None
 
     def load(self, spec: str) -> Any:
@@ -99,13 +99,13 @@ class Registry:
         path = Path(folder) / "config.json"
         if not path.is_file():
             from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
             try:
                 path = Path(hf_hub_download(folder, "config.json"))
-            except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
                 raise UserError(f"{spec}: not a folder here, and the hub did not give it ({error})") from None
         try:
             return json.loads(path.read_text())["_class_name"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}: expected a diffusers config.json with a _class_name") from None

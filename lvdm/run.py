@@ -35,7 +35,10 @@ class RunFolder:
         self.path, self.main = Path(out), main
         _require_same_config(self.path, config)
         if main:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"out={out}: cannot make this folder ({error.strerror}); choose another out") from None
             write_text(self.path / "config.yaml", to_yaml(config))
 
     # ---- finished or not ---------------------------------------------------------------------------------------------
@@ -96,7 +99,8 @@ class RunFolder:
         return samples
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("checkpoints/*") if path.name.isdigit())
+        folders = self.path.glob("checkpoints/*")
+        return sorted((path for path in folders if path.name.isdigit()), key=lambda path: int(path.name))
 
     # ---- export ------------------------------------------------------------------------------------------------------
 
@@ -173,5 +177,6 @@ def _require_same_config(folder: Path, config: Any) -> None:
                 f"out={folder}: belongs to another config (different: {', '.join(different)});"
                 " choose another out, or remove the folder"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        # A hidden file may be a config.yaml in the making: another process's, or one left by a kill.
         raise UserError(f"out={folder}: not empty and not a run folder; choose another out")

@@ -84,6 +84,8 @@ class UniVAE(VideoVAE):
 
     def add_refiner(self, init: str) -> "UniVAE":
         """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
+        if init not in INITS:
+            raise UserError(f"init={init!r}: expected one of {', '.join(INITS)}")
         grown = type(self).from_config({**self.config, "refine": True})
         weights = self.state_dict()
         if init == "d1":
