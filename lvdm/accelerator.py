@@ -31,7 +31,7 @@ def make_accelerator(
     if not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         _skip_shared_memory_build()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=accumulate,
             log_with=None if tracker == "none" else tracker,
@@ -41,6 +41,11 @@ def make_accelerator(
         )
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot start the accelerator (tracker={tracker}, precision={precision}): {error}") from None
+    if tracker != "none" and not accelerator.log_with:  # accelerate leaves out what is not installed
+        raise UserError(
+            f"tracker={tracker}: not installed; pip install {tracker}, or leave it out: log.jsonl is enough"
+        )
+    return accelerator
 
 
 def for_training(config: Any) -> Any:
@@ -48,6 +53,14 @@ def for_training(config: Any) -> Any:
     return make_accelerator(
         config.precision, config.accumulate, config.tracker, folder=config.out, deterministic=config.deterministic
     )
+
+
+def mean_over_processes(accelerator: Any, values: dict[str, float]) -> dict[str, float]:
+    """Each value averaged over the processes, all of which give the same names."""
+    if accelerator.num_processes == 1:
+        return values
+    means = accelerator.reduce(torch.tensor(list(values.values()), device=accelerator.device), "mean")
+    return dict(zip(values, means.tolist(), strict=True))
 
 
 def close(accelerator: Any) -> None:

@@ -262,7 +262,7 @@ def _typed(cls: type, key: str, value: Any) -> Any:
 
 
 def _refuse_unknown(cls: Any, values: Any, source: str, prefix: str = "") -> None:
-    """Walks a recipe and refuses the first key that the dataclass does not have; wrong types are OmegaConf's to tell."""
+    """Walks a recipe and refuses the first key that the dataclass does not have, and a list where none is expected."""
     from omegaconf import OmegaConf
 
     if dataclasses.is_dataclass(cls) and OmegaConf.is_dict(values):
@@ -270,9 +270,13 @@ def _refuse_unknown(cls: Any, values: Any, source: str, prefix: str = "") -> Non
             _refuse_unknown_key(cls, str(key), source, prefix)
             value = values._get_node(key)
             hint = typing.get_type_hints(cls)[key]
-            if typing.get_origin(hint) is list and OmegaConf.is_list(value) and not value._is_none():
+            if typing.get_origin(hint) is list:
+                if not OmegaConf.is_list(value):
+                    raise UserError(f"{source}: key {prefix + key!r}: expected a list")
                 for i in range(len(value)):
                     _refuse_unknown(typing.get_args(hint)[0], value._get_node(i), source, f"{prefix}{key}[{i}].")
+            elif typing.get_origin(hint) is dict and OmegaConf.is_list(value):
+                raise UserError(f"{source}: key {prefix + key!r}: expected a mapping")
 
 
 def _refuse_unknown_key(cls: type, key: str, source: str, prefix: str = "") -> None:

@@ -77,7 +77,7 @@ class Registry:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{spec}: cannot load a {name}: {' '.join(str(error).split())[:300]}") from None
         wrong = [*report["missing_keys"], *report["unexpected_keys"]]
-        if wrong or report["mismatched_keys"]:
+        if wrong:
             raise UserError(f"{spec}: the weights are of another architecture than its config.json, e.g. {wrong[:3]}")
         return model.eval()
 

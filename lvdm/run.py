@@ -170,13 +170,16 @@ def same_config(folder: Path, config: Any) -> list[str]:
 def _require_same_config(folder: Path, config: Any) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder}: is a file; expected a folder")
-    if (folder / "config.yaml").is_file():
+    # A hidden file may be a config.yaml in the making: another process's, or one left by a kill.
+    held = {path.name for path in folder.glob("[!.]*")}
+    if held <= {"config.yaml"}:
+        return  # new, or a start that failed before it did anything
+    if "config.yaml" in held:
         different = same_config(folder, config)
         if different:
             raise UserError(
                 f"out={folder}: belongs to another config (different: {', '.join(different)});"
                 " choose another out, or remove the folder"
             )
-    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        # A hidden file may be a config.yaml in the making: another process's, or one left by a kill.
+    else:
         raise UserError(f"out={folder}: not empty and not a run folder; choose another out")

@@ -15,13 +15,14 @@ from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
+from lvdm.latents import LatentFile
 from lvdm.media import to_float
 from lvdm.metrics.features import I3DFeatures
 from lvdm.metrics.frames import psnr, ssim
 from lvdm.metrics.frechet import ESTIMATOR, FeatureStats, frechet_distance
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol
-from lvdm.progress import bar
+from lvdm.progress import Bar, bar
 from lvdm.run import RunFolder, write_text
 from sample.configs import Evaluate
 from sample.render import device, frames, latent_files, load_for, require_refiner
@@ -165,46 +166,60 @@ def thumbnail(x: Tensor) -> Tensor:
 def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     """FVD of generated latents against real clips, for D1 and, at twice the rate, for D2."""
     files = [load_for(model, file, config.vae) for file in latent_files(f"{config.samples}/latents")]
-    tables = [distance(config, model, files, refine=False)]
-    if model.spec.refines and config.stride % 2 == 0:
-        tables.append(distance(config, model, files, refine=True))
-    elif model.spec.refines:
-        tables[0].note += f" D2 has no real counterpart at stride {config.stride} / 2: it needs an even stride."
+    extractor = I3DFeatures(device())
+    decoders = [False, True] if model.spec.refines and config.stride % 2 == 0 else [False]
+    sides = {refine: real_side(config, files[0].num_frames, refine) for refine in decoders}
+    with bar("FVD", sum(len(files) + count for _, count in sides.values())) as progress:
+        tables = [distance(config, model, files, extractor, refine, *sides[refine], progress) for refine in decoders]
+    if model.spec.refines and len(tables) == 1:
+        tables[0].note += f" D2's rate has no real counterpart at stride {config.stride} / 2: take an even stride."
     return tables
 
 
-def distance(config: Evaluate, model: VideoVAE, files: list, refine: bool) -> Table:
-    """FVD of one decoder's renderings."""
-    extractor = I3DFeatures(device())
-    count = 2 * files[0].num_frames - 1 if refine else files[0].num_frames
-    stride = config.stride // 2 if refine else config.stride
+def real_side(config: Evaluate, num_frames: int, refine: bool) -> tuple[Clips, int]:
+    """Real clips at the rate of D1, or with `refine` at twice of it."""
+    if refine:
+        return clips_of(config, 2 * num_frames - 1, config.stride // 2)
+    return clips_of(config, num_frames, config.stride)
+
+
+def distance(
+    config: Evaluate,
+    model: VideoVAE,
+    files: list[LatentFile],
+    extractor: I3DFeatures,
+    refine: bool,
+    clips: Clips,
+    count: int,
+    progress: Bar,
+) -> Table:
+    """FVD of one decoder's renderings against `count` real clips."""
     fake, real = FeatureStats(extractor.dim), FeatureStats(extractor.dim)
-    clips, reals = clips_of(config, count, stride)
-    with bar(f"FVD {'D2' if refine else 'D1'}", len(files) + reals) as progress:
-        for file in files:
-            video = torch.cat(list(frames(model, file.latent[None], file.num_frames, refine)), 2)
-            fake.update(extractor(video.float().clamp(-1, 1)))
-            progress.advance()
-        for x in batches(clips, config):
-            real.update(extractor(x))
-            progress.advance(len(x))
+    for file in files:
+        video = torch.cat(list(frames(model, file.latent[None], file.num_frames, refine)), 2)
+        fake.update(extractor(video.float().clamp(-1, 1)))
+        progress.advance()
+    for x in batches(clips, config):
+        real.update(extractor(x))
+        progress.advance(len(x))
+    policy = clips.policy
     protocol = Protocol(
         metric="FVD",
         features=extractor.name,
         weights_sha256=extractor.weights_sha256,
-        frames=count,
-        stride_real=stride,
+        frames=policy.frames,
+        stride_real=policy.stride,
         stride_fake=1,
         resize=f"short side to {config.size}, centre crop, uint8 (real); {extractor.resize}",
-        count_real=reals,
+        count_real=count,
         count_fake=len(files),
         split=f"{clips.index.root.name}, {config.split}",
         seed=0,
         estimator=ESTIMATOR,
     )
     name = "generated, D2 (twice the rate)" if refine else "generated, D1"
+    title = f"Fréchet video distance, {policy.frames} frames"
     rows = [[name, frechet_distance(real, fake)]]
-    title = f"Fréchet video distance, {count} frames"
     return Table(title, ["", "FVD"], rows, protocol.to_dict(), protocol.warning() or "")
 
 

@@ -59,7 +59,8 @@ def run(config: Generate) -> Path:
         for name, double in (("d1", False), ("d2", True)):
             path = folder.path / name / f"{i:06d}.mp4"
             if (refine or not double) and not path.exists():
-                render(model, latent, path, double)
+                with accelerator.autocast():
+                    render(model, latent, path, double)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_index(folder, config, space, labels)
@@ -91,6 +92,10 @@ def space_of(transformer: Any, model: VideoVAE, config: Generate) -> LatentSpace
     if not transformer.config.latents:
         raise UserError(f"dit={config.dit}: does not say which latents it was trained on; give a run of lvdm train dit")
     space = LatentSpace(**transformer.config.latents)
+    if space.classes and config.guidance != 1 and not transformer.config.label_dropout:
+        raise UserError(
+            f"guidance={config.guidance}: dit={config.dit} has no null class (label_dropout=0); use guidance=1"
+        )
     if space.vae_sha256 != model.latent_sha256():
         raise UserError(
             f"vae={config.vae}: not the VAE whose latents dit={config.dit} was trained on (weights"

@@ -152,6 +152,8 @@ class Adversarial:
 class TrainVAE(Training, Videos, Adversarial):
     """Train a video VAE, stage 1: encoder and decoder reconstruct clips (L1 + LPIPS + KL + adversarial)."""
 
+    title: ClassVar[str] = "VAE, stage 1"
+
     model: str = "univae"
     """Name in the registry (lvdm vae list)."""
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -178,6 +180,8 @@ class TrainRefine(Training, Videos, Adversarial):
 
     A clip has 8n+1 frames at the high rate: `frames` and `stride` of a phase count those, E sees every second.
     """
+
+    title: ClassVar[str] = "VAE, stage 2"
 
     vae: str = ""
     """The trained stage 1: a run, export or hub id. With a D2 of its own, training goes on from that D2."""

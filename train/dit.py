@@ -40,13 +40,12 @@ def run(config: TrainDiT) -> Path:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     optimizer = adam(model.parameters(), config)
-    ema, timer = EMA(model, config.ema), Timer()
+    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     denoiser, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(ema, timer)
+    accelerator.register_for_checkpointing(ema, timer, guard)
 
     # Resume
     seen = folder.resume(accelerator.load_state)
-    guard = LossGuard(config, folder, accelerator)
     folder.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
     accelerator.init_trackers("lvdm")
 
@@ -69,7 +68,8 @@ def run(config: TrainDiT) -> Path:
                         if guard.accepts(terms["loss"], seen, batch.names):
                             accelerator.backward(terms["loss"])
                             if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
-                                terms["grad"] = accelerator.clip_grad_norm_(denoiser.parameters(), config.clip)
+                                norm = accelerator.clip_grad_norm_(denoiser.parameters(), config.clip)
+                                sums["grad"] = float(norm)
                             optimizer.step()
                         optimizer.zero_grad()
                     for name, value in terms.items():
@@ -77,6 +77,7 @@ def run(config: TrainDiT) -> Path:
                 ema.update()
 
                 seen += phase.batch
+                sums = accelerators.mean_over_processes(accelerator, sums)
                 folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
                 accelerator.log(sums, step=seen)
                 progress.advance(phase.batch, f"mse {sums['mse']:.3f}")
@@ -159,8 +160,14 @@ def build_model(config: TrainDiT, store: LatentStore) -> Any:
         **config.model_args,
     )
     if config.init:
+        start = dit.load(config.init)
+        shape = [start.config.in_channels, start.config.frames, *start.config.size]
+        if shape != manifest.shape:
+            raise UserError(
+                f"init={config.init}: made for latents of {shape}, those of {config.latents} are {manifest.shape}"
+            )
         try:
-            model.load_state_dict(dit.load(config.init).state_dict())
+            model.load_state_dict(start.state_dict())
         except RuntimeError as error:
             raise UserError(
                 f"init={config.init}: weights of another architecture than model={config.model} with "

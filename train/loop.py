@@ -96,3 +96,9 @@ class LossGuard:
                 " Lower the learning rate, set clip=1 or precision=fp32, or non_finite=skip"
             )
         return False
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

@@ -25,8 +25,8 @@ class Refinement(nn.Module):
     def __init__(self, model: VideoVAE):
         super().__init__()
         self.model = model
-        model.requires_grad_(False)
-        model.refiner.requires_grad_(True)
+        model.eval().requires_grad_(False)
+        model.refiner.train().requires_grad_(True)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad():

@@ -36,7 +36,7 @@ def run(config: TrainVAE) -> Path:
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = build_model(config)
-        fit(config, folder, accelerator, model, model, model.decoder.conv_out.weight, kl_weight=config.kl_weight)
+        fit(config, folder, accelerator, model, model, model.last_layer, kl_weight=config.kl_weight)
     accelerators.close(accelerator)
     return folder.path / "export"
 
@@ -67,17 +67,16 @@ def fit(
         model.enable_gradient_checkpointing()
     optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config)
     critic_optimizer = adam(critic.parameters(), config)
-    ema, timer = EMA(model, config.ema), Timer()
+    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     renderer, critic, optimizer, critic_optimizer = accelerator.prepare(renderer, critic, optimizer, critic_optimizer)
-    accelerator.register_for_checkpointing(ema, timer)
+    accelerator.register_for_checkpointing(ema, timer, guard)
 
     # Resume
     seen = folder.resume(accelerator.load_state)
-    guard = LossGuard(config, folder, accelerator)
     folder.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
     accelerator.init_trackers("lvdm")
 
-    with bar(type(config).__name__, config.total, seen, accelerator.is_main_process) as progress:
+    with bar(config.title, config.total, seen, accelerator.is_main_process) as progress:
         for phase, data, start, end in phases_left(config.phases, clips, seen):
             batches = micro_batches(data.at, collate, start, end, phase.batch, config, accelerator)
             for seen in range(start, end, phase.batch):
@@ -100,7 +99,7 @@ def fit(
                         terms = {"l1": losses.l1(x, y)}
                         reconstruction = terms["l1"]
                         if lpips is not None and seen >= config.lpips_start:
-                            shown = frames_shown(config.seed, batch.samples[0], config.lpips_frames, x.shape[2])
+                            shown = frames_shown(config.seed, seen, config.lpips_frames, x.shape[2])
                             terms["lpips"] = losses.perceptual(lpips, x, y, shown)
                             reconstruction = reconstruction + config.lpips_weight * terms["lpips"]
                         loss = reconstruction
@@ -117,7 +116,8 @@ def fit(
                         if accepted:
                             accelerator.backward(loss)
                             if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
-                                terms["grad"] = accelerator.clip_grad_norm_(renderer.parameters(), config.clip)
+                                norm = accelerator.clip_grad_norm_(renderer.parameters(), config.clip)
+                                sums["grad"] = float(norm)
                             optimizer.step()
                         optimizer.zero_grad()
 
@@ -133,6 +133,7 @@ def fit(
                 ema.update()
 
                 seen += phase.batch
+                sums = accelerators.mean_over_processes(accelerator, sums)
                 folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
                 accelerator.log(sums, step=seen)
                 progress.advance(phase.batch, f"l1 {sums['l1']:.3f}")
@@ -164,22 +165,24 @@ def posterior_noise(seed: int, samples: list[int], shape: tuple[int, ...]) -> Te
     return torch.stack([torch.randn(shape, generator=generator(seed, "posterior", sample)) for sample in samples])
 
 
-def frames_shown(seed: int, sample: int, count: int, frames: int) -> Tensor | None:
-    """Which frames LPIPS looks at; None is all."""
+def frames_shown(seed: int, seen: int, count: int, frames: int) -> Tensor | None:
+    """Which frames LPIPS looks at in the step after `seen` samples; None is all."""
     if not 0 < count < frames:
         return None
-    return torch.randperm(frames, generator=generator(seed, "lpips", sample))[:count].sort().values
+    return torch.randperm(frames, generator=generator(seed, "lpips", seen))[:count].sort().values
 
 
 def describe(config: TrainVAE) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     with torch.device("meta"):
         model = vae.build(config.model, **config.model_args)
-        return describe_phases(config, config.model, model, model)
+    return describe_phases(config, config.model, model, model)
 
 
 def describe_phases(config: TrainVAE | TrainRefine, name: str, model: VideoVAE, renderer: nn.Module, rate=1) -> str:
     """A line a phase; `model` and `renderer` on the meta device."""
+    if config.gradient_checkpointing:
+        model.train().enable_gradient_checkpointing()
     held = cost.parameters(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = []

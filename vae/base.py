@@ -69,6 +69,11 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def spec(self) -> VAESpec:
         raise TypeError(f"{type(self).__name__} gives no spec")
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight of the layer that draws the frames, which the adaptive weight of training looks at."""
+        raise TypeError(f"{type(self).__name__} names no last layer")
+
     def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         """(B, 3, T, H, W) of valid length, or the next chunk of a stream -> (B, 2z, t, h, w)."""
         raise TypeError(f"{type(self).__name__} gives no encoder")
@@ -80,8 +85,8 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         """(B, z, t, h, w) -> (B, 3, 2T - 1, H, W)."""
         raise UserError(
-            f"this {type(self).__name__} has no refinement decoder: build it with refine=True and train stage 2"
-            " (lvdm train refine), or render without refine"
+            f"this {type(self).__name__} has no refinement decoder: give a UniVAE after stage 2 (lvdm train refine),"
+            " or render without refine"
         )
 
     def latent_sha256(self) -> str:

@@ -12,6 +12,8 @@ class ODVAE(UniVAE):
     `norm="frame", upsample="nearest"` makes it exactly causal, at the price of not being the published network.
     """
 
+    ignore_for_config = ("kernels", "fuse", "refine", "inject")
+
     @register_to_config
     def __init__(
         self,

@@ -14,6 +14,7 @@ NORMS = ("frame", "clip")
 UPSAMPLES = ("nearest", "trilinear")
 FUSES = ("none", "conv1x1")
 INJECTIONS = ("add",)
+INITS = ("d1", "fresh")
 
 
 class UniVAE(VideoVAE):
@@ -65,10 +66,14 @@ class UniVAE(VideoVAE):
             space_factor=8,
             latent_channels=c.z,
             exact_streaming=c.norm == "frame" and c.upsample == "nearest",
-            refines=c.refine,
+            refines=self.refiner is not None,
             latent_mean=tuple(c.latent_mean or (0.0,) * c.z),
             latent_std=tuple(c.latent_std or (1.0,) * c.z),
         )
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
 
     def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         return self.quant_conv(self.encoder(x, state))
@@ -84,9 +89,12 @@ class UniVAE(VideoVAE):
 
     def add_refiner(self, init: str) -> "UniVAE":
         """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
+        if "refine" not in self.config:
+            raise UserError(f"{type(self).__name__} cannot have a refinement decoder; give a UniVAE")
         if init not in INITS:
-            raise UserError(f"init={init!r}: expected one of {', '.join(INITS)}")
-        grown = type(self).from_config({**self.config, "refine": True})
+            raise UserError(f"init={init!r}: expected one of {', '.join(INITS)}{nearest(init, INITS)}")
+        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        grown = type(self)(**{**config, "refine": True})
         weights = self.state_dict()
         if init == "d1":
             weights |= {k.replace("decoder.", "refiner.", 1): v for k, v in weights.items() if k.startswith("decoder.")}

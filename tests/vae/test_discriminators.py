@@ -1,0 +1,39 @@
+"""The patch discriminator: the published size, its patches, and independence of the batch."""
+
+import pytest
+import torch
+
+from vae.discriminators import PatchGAN3D
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_published_parameter_count(norm):
+    with torch.device("meta"):
+        critic = PatchGAN3D(norm=norm)
+    assert sum(p.numel() for p in critic.parameters()) == 4_665_729
+
+
+@pytest.mark.parametrize(
+    ("clip", "patches"),
+    [((17, 64, 64), (5, 8, 8)), ((25, 64, 96), (7, 8, 12)), ((1, 64, 64), (1, 8, 8)), ((9, 32, 16), (3, 4, 2))],
+)
+def test_logits_a_patch(clip, patches):
+    assert PatchGAN3D(4)(torch.rand(2, 3, *clip)).shape == (2, 1, *patches)
+
+
+def test_initial_weights_are_narrow_normals():
+    torch.manual_seed(0)
+    critic = PatchGAN3D(16)
+    convs = torch.cat([conv.weight.flatten() for conv in (*critic.convs, critic.out)])
+    norms = torch.cat([norm.weight for norm in critic.norms])
+    assert convs.std().item() == pytest.approx(0.02, rel=0.02) and abs(convs.mean().item()) < 1e-3
+    assert norms.std().item() == pytest.approx(0.02, rel=0.3) and norms.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert all(not norm.bias.any() for norm in critic.norms)
+
+
+def test_group_norm_judges_each_clip_alone_and_batch_norm_does_not():
+    x = torch.rand(3, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for norm, alone in (("group", True), ("batch", False)):
+        torch.manual_seed(0)
+        critic = PatchGAN3D(8, norm)
+        assert torch.allclose(critic(x)[:1], critic(x[:1]), atol=1e-6) == alone
