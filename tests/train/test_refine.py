@@ -1,0 +1,115 @@
+"""Stage 2: D2 alone learns, from the latents of every second frame."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import vae
+from train.refine import Refinement
+
+PHASE = {"batch": 2, "lr": 1e-3, "size": 16, "frames": 9}
+
+
+def test_encoder_and_decoder_stay_as_they_were(weights, vae_run, refine_run):
+    before, after = weights(vae_run), weights(refine_run)
+    assert {name for name in after if not name.startswith("refiner.")} == before.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert vae.load(str(refine_run)).latent_sha256() == vae.load(str(vae_run)).latent_sha256()
+    d1 = {name.replace("decoder.", "refiner.", 1): tensor for name, tensor in before.items() if name[:8] == "decoder."}
+    assert d1.keys() == after.keys() - before.keys()
+    assert not any(torch.equal(tensor, after[name]) for name, tensor in d1.items())
+
+
+def test_only_the_refiner_gets_gradients(launch, vae_run, tmp_path, monkeypatch):
+    models, reached = [], []
+
+    def load(spec):
+        models.append(load_vae(spec).add_refiner("d1"))
+        return models[-1]
+
+    def spy(self, loss, **kwargs):
+        backward(self, loss, **kwargs)
+        reached.append({name.split(".")[0] for name, p in models[0].named_parameters() if p.grad is not None})
+
+    load_vae, backward = vae.load, Accelerator.backward
+    monkeypatch.setattr(vae, "load", load)
+    monkeypatch.setattr(Accelerator, "backward", spy)
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run, adversarial_weight=0.5) == 0
+    assert reached == [{"refiner"}, set()] * 2  # the renderer's turn, the adversary's turn
+    assert not models[0].encoder.training and not models[0].decoder.training and models[0].refiner.training
+
+
+def test_encoder_sees_the_even_frames_and_the_refiner_renders_all(refine_run):
+    renderer = Refinement(vae.load(str(refine_run)))
+    x = torch.rand(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.zeros(1, 4, 2, 2, 2)
+    y, mean, logvar = renderer(x, noise)
+    assert y.shape == x.shape and mean.shape == logvar.shape == noise.shape
+    assert torch.equal(mean, renderer.model.encode(x[:, :, 0::2]).latent_dist.mean)
+    x[:, :, 1::2] = 0
+    assert torch.equal(renderer(x, noise)[0], y)
+    x[:, :, 2] = 0
+    assert not torch.equal(renderer(x, noise)[0], y)
+    # One standard deviation of noise is one of the posterior.
+    moved, mean, logvar = renderer(x, noise + 1)
+    assert torch.equal(moved, renderer.model.refine(mean + (0.5 * logvar).exp()).sample)
+
+
+def test_loss_is_of_all_frames(launch, steps, vae_run, tmp_path, monkeypatch):
+    from train import vae as program
+
+    shapes = []
+    monkeypatch.setattr(program.losses, "l1", lambda x, y: shapes.append((x.shape, y.shape)) or (x - y).abs().mean())
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run) == 0
+    assert shapes == [((2, 3, 9, 16, 16),) * 2] * 2
+    assert all("kl" not in record for record in steps(tmp_path / "run").values())
+
+
+def test_export_loads_and_refines(refine_run):
+    model = vae.load(str(refine_run))
+    assert model.spec.refines
+    with torch.no_grad():
+        assert model.refine(torch.zeros(1, 4, 3, 2, 2)).sample.shape == (1, 3, 2 * 9 - 1, 16, 16)
+
+
+@pytest.mark.parametrize("init", ["d1", "fresh"])
+def test_fresh_refiner_starts_from_d1_or_from_noise(init, launch, weights, vae_run, tmp_path):
+    still = [{**PHASE, "samples": 2, "lr": 0.0}]
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run, init=init, phases=still) == 0
+    exported = weights(tmp_path / "run")
+    d1, d2 = ({k.split(".", 1)[1]: v for k, v in exported.items() if k.startswith(p)} for p in ("decoder.", "refiner."))
+    same = [torch.equal(tensor, d2[name]) for name, tensor in d1.items()]
+    assert all(same) if init == "d1" else not all(same)
+
+
+def test_training_goes_on_from_a_refiner(launch, weights, refine_run, tmp_path):
+    still = [{**PHASE, "samples": 2, "lr": 0.0}]
+    assert launch("train refine", out=tmp_path / "run", vae=refine_run, phases=still) == 0
+    assert all(torch.equal(tensor, weights(refine_run)[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize("frames, fits", [(5, "1 or 9"), (13, "9 or 17")])
+def test_frames_off_the_rule_are_refused(frames, fits, launch, vae_run, tmp_path, capsys):
+    phases = [{**PHASE, "samples": 4, "frames": frames}]
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run, phases=phases) == 2
+    assert f"phases[0].frames={frames}: stage 2 needs 8n+1, e.g. {fits}" in capsys.readouterr().err
+
+
+def test_vae_that_cannot_refine_is_refused(launch, tmp_path, capsys):
+    vae.build("odvae", width=16, blocks=1).save_pretrained(tmp_path / "odvae")
+    assert launch("train refine", out=tmp_path / "run", vae=tmp_path / "odvae") == 2
+    assert "ODVAE cannot have a refinement decoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spec, message", [("", "no VAE given"), ("nowhere/at/all", "no such folder")])
+def test_vae_that_is_not_there_is_refused(spec, message, launch, tmp_path, capsys):
+    assert launch("train refine", out=tmp_path / "run", vae=spec) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_dry_run_counts_what_is_trained(launch, vae_run, tmp_path, capsys):
+    assert launch("train refine", "--dry-run", out=tmp_path / "run", vae=vae_run) == 0
+    model = vae.build("univae", width=16, blocks=1, refine=True)
+    trained, held = (sum(p.numel() for p in module.parameters()) for module in (model.refiner, model))
+    assert f"D2, 2 clips of 9x16x16: {trained:,} of {held:,} parameters trained" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
