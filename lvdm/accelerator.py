@@ -24,6 +24,7 @@ def make_accelerator(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # torch's default for convolutions is TF32
     cuda = torch.cuda.is_available()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one.

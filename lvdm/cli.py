@@ -1,6 +1,7 @@
 """The command `lvdm`: a table of verbs, each of which imports its program only when it runs."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `lvdm VERB ...` and returns its exit code: 0, or 2 for what the user can put right."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow a shared CPU tenfold; before torch
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())

@@ -249,12 +249,15 @@ def _field_type(cls: Any, key: str) -> Any:
 
 
 def _typed(cls: type, key: str, value: Any) -> Any:
-    """A command line's text as YAML would read it, but as it stands where the key holds text."""
+    """A command line's text as YAML would read it; as it stands where the key holds text, and `a,b` as a list."""
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
-    if not isinstance(value, str) or _field_type(cls, key) is str:
+    hint = _field_type(cls, key)
+    if not isinstance(value, str) or hint is str:
         return value
+    if typing.get_origin(hint) is list and not value.startswith("["):
+        value = f"[{value}]"
     try:
         return OmegaConf.from_dotlist([f"value={value}"])["value"]
     except YAMLError as error:

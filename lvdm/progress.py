@@ -21,9 +21,9 @@ class Bar:
 
     def advance(self, units: int = 1, note: str = "") -> None:
         self.done, self.note = self.done + units, note
-        self._display.show(self.done, note)
         if _whole:
             _whole.at(self.done / self.total)
+        self._display.show(self.done, note)
 
     def left(self) -> float:
         """Seconds to go at the rate so far."""

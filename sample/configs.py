@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from lvdm.config import PRECISIONS, at_least, choice
 from lvdm.errors import UserError
-from train.configs import Videos
+from train.configs import Videos, check_size
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Generate:
     vae: str = ""
     """The VAE whose latents it was trained on: a run, export or hub id. With a D2 it renders at both rates."""
     classes: list[str] = field(default_factory=list)
-    """Class names or numbers to draw in turn, e.g. classes=[Biking,Fencing]; empty takes all."""
+    """Class names or numbers to draw in turn, e.g. classes=Biking,Fencing; empty takes all."""
     count: int = 16
     """Videos."""
     steps: int = 250
@@ -111,8 +111,8 @@ class Evaluate(Videos):
     """what=generation: the folder that lvdm sample wrote."""
     out: str = ""
     """Folder for results.json."""
-    split: str = "val"
-    """With holdout > 0: train, val or all."""
+    split: str = "auto"
+    """train, val, all, or auto: val with holdout > 0, else all."""
     frames: int = 17
     """Frames a clip: 4n+1; for refinement 8n+1, of which the encoder sees every second. Generation: as sampled."""
     size: int = 256
@@ -129,8 +129,11 @@ class Evaluate(Videos):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "what", ("reconstruction", "refinement", "generation"))
-        choice(self, "split", ("train", "val", "all"))
+        choice(self, "split", ("auto", "train", "val", "all"))
+        if self.split == "auto":
+            self.split = "val" if self.holdout else "all"
         at_least(self, frames=1, stride=1, per_video=0, batch=1)
+        check_size("size", self.size)
         if self.what == "refinement" and self.frames % 8 != 1:
             n = self.frames // 8 * 8 + 1
             raise UserError(f"frames={self.frames}: refinement needs 8n+1, e.g. {n} or {n + 8}")
@@ -158,6 +161,8 @@ class Demo:
     """Of everything."""
     vae: str = ""
     """Start stage 1 from this trained VAE (of the demo's architecture) instead of fresh weights."""
+    refine: str = ""
+    """Start stage 2 from the D2 of this trained VAE instead of D1's weights."""
     dit: str = ""
     """Start the DiT from this trained one (of the demo's architecture) instead of fresh weights."""
 

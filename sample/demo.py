@@ -42,6 +42,7 @@ def plan_of(config: Demo, videos: str) -> Plan:
         labels=config.labels,
         seed=config.seed,
         vae=config.vae,
+        refine=config.refine or "d1",
         dit=config.dit,
     )
 

@@ -15,9 +15,10 @@ from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
+from lvdm.errors import UserError
 from lvdm.latents import LatentFile
 from lvdm.media import to_float
-from lvdm.metrics.features import I3DFeatures
+from lvdm.metrics.features import I3DFeatures, full_precision
 from lvdm.metrics.frames import psnr, ssim
 from lvdm.metrics.frechet import ESTIMATOR, FeatureStats, frechet_distance
 from lvdm.metrics.lpips import LPIPS
@@ -122,8 +123,8 @@ def compare(
     with bar("evaluate", count) as progress:
         for x in batches(clips, config):
             for name, y in render(x).items():
-                # Each metric is (B, T): stack them to (B, T, 3)
-                values = torch.stack([m(target(x), y).cpu().double() for m in (psnr, ssim, lpips.video)], -1)
+                with full_precision(x.device):  # each metric is (B, T): (B, T, 3)
+                    values = torch.stack([m(target(x), y).cpu().double() for m in (psnr, ssim, lpips.video)], -1)
                 scores.setdefault(name, []).append(values.mean(1))
             progress.advance(len(x))
     protocol = Protocol(
@@ -166,6 +167,7 @@ def thumbnail(x: Tensor) -> Tensor:
 def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     """FVD of generated latents against real clips, for D1 and, at twice the rate, for D2."""
     files = [load_for(model, file, config.vae) for file in latent_files(f"{config.samples}/latents")]
+    require_same_rate(config, files[0].fps)
     extractor = I3DFeatures(device())
     decoders = [False, True] if model.spec.refines and config.stride % 2 == 0 else [False]
     sides = {refine: real_side(config, files[0].num_frames, refine) for refine in decoders}
@@ -176,8 +178,19 @@ def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     return tables
 
 
+def require_same_rate(config: Evaluate, fps: float) -> None:
+    """Refuses a stride at which real clips play at another rate than the samples."""
+    rates = sorted(row.fps for row in open_index(config.videos, config.labels).ok)
+    source = rates[len(rates) // 2]
+    if abs(source / config.stride / fps - 1) > 0.05:
+        raise UserError(
+            f"stride={config.stride}: real clips play at {source / config.stride:.4g} fps then, samples at {fps:.4g};"
+            f" give the stride of the latent store, about {max(1, round(source / fps))}"
+        )
+
+
 def real_side(config: Evaluate, num_frames: int, refine: bool) -> tuple[Clips, int]:
-    """Real clips at the rate of D1, or with `refine` at twice of it."""
+    """Real clips at the rate of D1, or with `refine` at twice of it, and their number."""
     if refine:
         return clips_of(config, 2 * num_frames - 1, config.stride // 2)
     return clips_of(config, num_frames, config.stride)

@@ -27,7 +27,8 @@ from vae.base import VideoVAE
 def run(config: Generate) -> Path:
     """Draws what is missing of `config.count` videos, renders them, and writes samples.jsonl and sheet.png."""
     accelerator = accelerators.make_accelerator(config.precision)
-    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
         return folder.path
     accelerators.threads(config.threads)

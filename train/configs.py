@@ -10,6 +10,13 @@ from lvdm.config import PRECISIONS, TRACKERS, at_least, choice
 from lvdm.errors import UserError
 
 
+def check_size(key: str, size: int) -> None:
+    """Refuses a picture size that is not divisible by 8, and names those next to it that are."""
+    if size % 8 or size < 8:
+        low = max(8, size // 8 * 8)
+        raise UserError(f"{key}={size}: must be divisible by 8, e.g. {low} or {low + 8}")
+
+
 @dataclass
 class Phase:
     """One stretch of a curriculum."""
@@ -20,22 +27,32 @@ class Phase:
     """Clips an optimizer step, over all processes and accumulation steps."""
     lr: float = 1e-4
     """Learning rate."""
+
+    def __post_init__(self) -> None:
+        at_least(self, samples=1, batch=1, lr=0.0)
+
+
+@dataclass
+class ClipPhase(Phase):
+    """One stretch of a curriculum on clips of one shape."""
+
     frames: int = 17
-    """Frames a clip: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2. The DiT takes them from its store."""
+    """Frames a clip: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2."""
     size: int = 256
     """Height and width of a clip, divisible by 8."""
     stride: int = 1
     """Every how many frames of the video a frame is taken."""
 
     def __post_init__(self) -> None:
-        at_least(self, samples=1, batch=1, lr=0.0, frames=1, stride=1)
+        super().__post_init__()
+        at_least(self, frames=1, stride=1)
 
 
 @dataclass
 class Training:
     """Keys of every training program."""
 
-    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "keep", "tracker", "threads")
+    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "save_every", "keep", "tracker", "threads")
 
     out: str = ""
     """Run folder: config, log, checkpoints, export. The same command again resumes."""
@@ -89,9 +106,6 @@ class Training:
                 raise UserError(f"phases[{i}].samples={phase.samples}: must be a multiple of its batch, e.g. {fits}")
             if phase.batch % self.accumulate:
                 raise UserError(f"phases[{i}].batch={phase.batch}: must be divisible by accumulate={self.accumulate}")
-            if phase.size % 8:
-                low = max(8, phase.size // 8 * 8)
-                raise UserError(f"phases[{i}].size={phase.size}: must be divisible by 8, e.g. {low} or {low + 8}")
 
     @property
     def total(self) -> int:
@@ -127,8 +141,11 @@ class Videos:
 
 
 @dataclass
-class Adversarial:
-    """Keys of the losses of both VAE stages."""
+class Rendering:
+    """Keys of both VAE stages: the curriculum of clips, and the losses of rendered frames."""
+
+    phases: list[ClipPhase] = field(default_factory=lambda: [ClipPhase()])
+    """The curriculum; one phase is the normal case."""
 
     lpips_weight: float = 1.0
     """Weight of LPIPS (VGG)."""
@@ -147,15 +164,26 @@ class Adversarial:
     discriminator_lr: float = 0.0
     """Learning rate of the discriminator; 0 takes the phase's."""
 
+    def check_clips(self, group: int) -> None:
+        """Refuses phases whose frames are not `group` * n + 1 or whose size is not divisible by 8."""
+        Training.__post_init__(self)
+        Videos.__post_init__(self)
+        choice(self, "discriminator_norm", ("group", "batch"))
+        for i, phase in enumerate(self.phases):
+            if phase.frames % group != 1:
+                n = phase.frames // group * group + 1
+                raise UserError(f"phases[{i}].frames={phase.frames}: expected {group}n+1, e.g. {n} or {n + group}")
+            check_size(f"phases[{i}].size", phase.size)
+
 
 @dataclass
-class TrainVAE(Training, Videos, Adversarial):
+class TrainVAE(Rendering, Training, Videos):
     """Train a video VAE, stage 1: encoder and decoder reconstruct clips (L1 + LPIPS + KL + adversarial)."""
 
     title: ClassVar[str] = "VAE, stage 1"
 
     model: str = "univae"
-    """Name in the registry (lvdm vae list)."""
+    """Name in the registry: univae or odvae."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Options of the model, e.g. model_args.width=32."""
     init: str = ""
@@ -164,17 +192,11 @@ class TrainVAE(Training, Videos, Adversarial):
     """Weight of the KL, summed over the clip."""
 
     def __post_init__(self) -> None:
-        Training.__post_init__(self)
-        Videos.__post_init__(self)
-        choice(self, "discriminator_norm", ("group", "batch"))
-        for i, phase in enumerate(self.phases):
-            if phase.frames % 4 != 1:
-                n = phase.frames // 4 * 4 + 1
-                raise UserError(f"phases[{i}].frames={phase.frames}: expected 4n+1, e.g. {n} or {n + 4}")
+        self.check_clips(4)
 
 
 @dataclass
-class TrainRefine(Training, Videos, Adversarial):
+class TrainRefine(Rendering, Training, Videos):
     """Train a video VAE, stage 2: the refinement decoder D2 renders twice the frames from the latents of every second
     one (L1 + LPIPS + adversarial); E and D1 stay frozen.
 
@@ -184,19 +206,12 @@ class TrainRefine(Training, Videos, Adversarial):
     title: ClassVar[str] = "VAE, stage 2"
 
     vae: str = ""
-    """The trained stage 1: a run, export or hub id. With a D2 of its own, training goes on from that D2."""
+    """The trained stage 1: a run, export or hub id."""
     init: str = "d1"
-    """Fresh D2 starts from D1's weights (d1) or from noise (fresh)."""
+    """D2 starts from D1's weights (d1), from noise (fresh), or from the D2 of this run, export or hub id."""
 
     def __post_init__(self) -> None:
-        Training.__post_init__(self)
-        Videos.__post_init__(self)
-        choice(self, "discriminator_norm", ("group", "batch"))
-        choice(self, "init", ("d1", "fresh"))
-        for i, phase in enumerate(self.phases):
-            if phase.frames % 8 != 1:
-                n = phase.frames // 8 * 8 + 1
-                raise UserError(f"phases[{i}].frames={phase.frames}: stage 2 needs 8n+1, e.g. {n} or {n + 8}")
+        self.check_clips(8)
 
 
 @dataclass
@@ -236,9 +251,7 @@ class Latents(Videos):
         choice(self, "precision", PRECISIONS)
         choice(self, "dtype", ("float32", "bfloat16"))
         at_least(self, frames=1, stride=1, per_video=0, batch=1, shard_size=1)
-        if self.size % 8:
-            low = max(8, self.size // 8 * 8)
-            raise UserError(f"size={self.size}: must be divisible by 8, e.g. {low} or {low + 8}")
+        check_size("size", self.size)
 
 
 @dataclass

@@ -16,18 +16,19 @@ from lvdm.cli import program
 from lvdm.diffusion import GaussianDiffusion
 from lvdm.ema import EMA
 from lvdm.errors import UserError
-from lvdm.latents import LatentSpace, LatentStore, sample_posterior
+from lvdm.latents import LatentSpace, LatentStore, Manifest, sample_posterior
 from lvdm.progress import bar
 from lvdm.rng import generator, item_at
 from lvdm.run import RunFolder, Timer
 from train.configs import TrainDiT
-from train.loop import LossGuard, adam, learning_rate, micro_batches, phases_left, set_rate
+from train.loop import LossGuard, adam, learning_rate, load_weights, micro_batches, phases_left, set_rate
 
 
 def run(config: TrainDiT) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
     accelerator = accelerators.for_training(config)
-    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
         return folder.path / "export"
     device, threads = accelerator.device, accelerators.threads(config.threads)
@@ -37,8 +38,6 @@ def run(config: TrainDiT) -> Path:
     diffusion = GaussianDiffusion()
     torch.manual_seed(config.seed)
     model = build_model(config, draws.store)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
     optimizer = adam(model.parameters(), config)
     ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     denoiser, optimizer = accelerator.prepare(model, optimizer)
@@ -143,7 +142,20 @@ def collate(items: list[tuple[int, dict[str, Any]]]) -> Batch:
 
 def build_model(config: TrainDiT, store: LatentStore) -> Any:
     """The transformer that fits the store: fresh, or with the weights of `config.init`."""
-    manifest = store.manifest
+    model = fresh_model(config, store.manifest, LatentSpace.of(store))
+    if config.init:
+        start = dit.load(config.init)
+        shape = [start.config.in_channels, start.config.frames, *start.config.size]
+        if shape != store.manifest.shape:
+            raise UserError(
+                f"init={config.init}: made for latents of {shape}, those of {config.latents} are {store.manifest.shape}"
+            )
+        load_weights(model, start.state_dict(), f"init={config.init}")
+    return model
+
+
+def fresh_model(config: TrainDiT, manifest: Manifest, latents: LatentSpace) -> Any:
+    """The transformer that fits a store, with new weights."""
     channels, frames, *size = manifest.shape
     conditional = bool(manifest.classes) if config.condition == "auto" else config.condition == "class"
     if conditional and not manifest.classes:
@@ -156,32 +168,20 @@ def build_model(config: TrainDiT, store: LatentStore) -> Any:
         condition="class" if conditional else "none",
         num_classes=len(manifest.classes) if conditional else 0,
         label_dropout=config.label_dropout,
-        latents=asdict(LatentSpace.of(store)),
+        latents=asdict(latents),
         **config.model_args,
     )
-    if config.init:
-        start = dit.load(config.init)
-        shape = [start.config.in_channels, start.config.frames, *start.config.size]
-        if shape != manifest.shape:
-            raise UserError(
-                f"init={config.init}: made for latents of {shape}, those of {config.latents} are {manifest.shape}"
-            )
-        try:
-            model.load_state_dict(start.state_dict())
-        except RuntimeError as error:
-            raise UserError(
-                f"init={config.init}: weights of another architecture than model={config.model} with "
-                f"model_args={config.model_args}: {' '.join(str(error).split())[:200]}"
-            ) from None
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
     return model
 
 
 def describe(config: TrainDiT) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     store = LatentStore(config.latents)
-    lines = []
+    latents, lines = LatentSpace.of(store), []
     with torch.device("meta"):
-        model = build_model(config, store)
+        model = fresh_model(config, store.manifest, latents)
         latent = torch.empty(1, *store.manifest.shape)
         label = torch.zeros(1, dtype=torch.int64) if model.label_embed is not None else None
         step = cost.forward_cost(lambda: model(latent, torch.zeros(1), Condition(label)))

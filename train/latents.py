@@ -21,13 +21,14 @@ from vae.base import VideoVAE
 def run(config: Latents) -> Path:
     """Writes, completes or finds complete the store at `config.out`; every process writes its share of the shards."""
     accelerator = accelerators.make_accelerator(config.precision)
-    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
         return folder.path
     accelerators.threads(config.threads)
     model = vae.load(config.vae).to(accelerator.device)
-    clips, windows = choose(config)
-    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        clips, windows = choose(config)
     writer = LatentWriter(config.out, manifest(config, model, clips, windows))
     missing = writer.missing()
     accelerator.wait_for_everyone()

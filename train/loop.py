@@ -72,6 +72,15 @@ def adam(parameters: Any, config: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=0.0, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
+def load_weights(module: nn.Module, weights: dict[str, Tensor], name: str) -> None:
+    """Loads weights of the same architecture; others are a UserError that begins with `name`."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: weights of another architecture than the one asked for: {first}") from None
+
+
 class LossGuard:
     """Stops at a loss that is not finite, naming what led to it, or skips and counts it, as the config says."""
 

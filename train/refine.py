@@ -15,6 +15,7 @@ from lvdm.cli import program
 from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from train.configs import TrainRefine
+from train.loop import load_weights
 from train.vae import describe_phases, fit
 from vae.base import VideoVAE
 
@@ -38,7 +39,8 @@ class Refinement(nn.Module):
 def run(config: TrainRefine) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
     accelerator = accelerators.for_training(config)
-    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        folder = RunFolder(config.out, config, accelerator.is_main_process)
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = with_refiner(config, vae.load(config.vae))
@@ -48,10 +50,17 @@ def run(config: TrainRefine) -> Path:
 
 
 def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
-    """The model of stage 1 with a D2: its own if it has one, else a new one as `config.init` says."""
+    """The model of stage 1 with a new D2 that starts as `config.init` says."""
     if not hasattr(model, "add_refiner"):
         raise UserError(f"vae={config.vae}: a {type(model).__name__} cannot have a refinement decoder; give a UniVAE")
-    return model if model.spec.refines else model.add_refiner(config.init)
+    if config.init in ("d1", "fresh"):
+        return model.add_refiner(config.init)
+    start = vae.load(config.init)
+    if not start.spec.refines:
+        raise UserError(f"init={config.init}: has no refinement decoder to start from; use d1 or fresh")
+    grown = model.add_refiner("fresh")
+    load_weights(grown.refiner, start.refiner.state_dict(), f"init={config.init}")
+    return grown
 
 
 def describe(config: TrainRefine) -> str:

@@ -15,7 +15,6 @@ from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.cli import program
 from lvdm.ema import EMA
-from lvdm.errors import UserError
 from lvdm.media import to_float
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
@@ -23,7 +22,7 @@ from lvdm.rng import generator
 from lvdm.run import RunFolder, Timer
 from train.configs import TrainRefine, TrainVAE
 from train.data import collate, index_of, phase_clips
-from train.loop import LossGuard, adam, learning_rate, micro_batches, phases_left, set_rate
+from train.loop import LossGuard, adam, learning_rate, load_weights, micro_batches, phases_left, set_rate
 from vae import losses
 from vae.base import VideoVAE
 from vae.discriminators import PatchGAN3D
@@ -32,7 +31,8 @@ from vae.discriminators import PatchGAN3D
 def run(config: TrainVAE) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
     accelerator = accelerators.for_training(config)
-    folder = RunFolder(config.out, config, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        folder = RunFolder(config.out, config, accelerator.is_main_process)
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = build_model(config)
@@ -59,10 +59,11 @@ def fit(
     device, threads = accelerator.device, accelerators.threads(config.threads)
 
     # Data, adversary, optimizers
-    index = index_of(config)
+    with accelerator.main_process_first():  # which fills the cache of indexes and weights
+        index = index_of(config)
+        lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
     clips = [phase_clips(config, index, phase, config.seed) for phase in config.phases]
     critic = PatchGAN3D(config.discriminator_width, config.discriminator_norm)
-    lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config)
@@ -150,13 +151,8 @@ def build_model(config: TrainVAE) -> VideoVAE:
     """The model to train: fresh, or with the weights of `config.init`, which must be of the same architecture."""
     model = vae.build(config.model, **config.model_args)
     if config.init:
-        try:
-            model.load_state_dict(vae.load(config.init).state_dict())
-        except RuntimeError as error:
-            raise UserError(
-                f"init={config.init}: weights of another architecture than model={config.model} with "
-                f"model_args={config.model_args}: {' '.join(str(error).split())[:200]}"
-            ) from None
+        weights = {k: v for k, v in vae.load(config.init).state_dict().items() if not k.startswith("refiner.")}
+        load_weights(model, weights, f"init={config.init}")
     return model
 
 

@@ -88,9 +88,8 @@ def test_a_restored_average_goes_on_as_if_never_stopped():
     again = EMA(model_of(5.0), 0.9)
     again.load_state_dict(state)
     for average in (ema, again):
-        set_to_all = average.parameters.values()
         with torch.no_grad():
-            for p in set_to_all:
+            for p in average.parameters.values():
                 p.fill_(3.0)
         average.update()
     assert again.updates == ema.updates == 2
@@ -100,7 +99,10 @@ def test_a_restored_average_goes_on_as_if_never_stopped():
 def test_it_follows_the_model_to_its_device():
     model = model_of(0.0)
     ema = EMA(model, 0.9)
-    model.weight.data = model.weight.data.to("meta")  # as Module.to moves parameters to an accelerator
-    model.bias.data = model.bias.data.to("meta")
+    torch.__future__.set_swap_module_params_on_conversion(True)  # keeps the objects, as a move to CUDA does by itself
+    try:
+        model.to("meta")
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
     ema.update()
     assert {value.device.type for value in ema.shadow.values()} == {"meta"}

@@ -62,7 +62,9 @@ def test_manifest_says_how_it_was_made(store, vae_run):
 def test_statistics_are_those_of_posterior_samples(store):
     stored = LatentStore(store)
     records = [stored[i] for i in range(len(stored))]
-    mean, logvar = (torch.stack([r[key] for r in records]).double().transpose(0, 1).flatten(1) for key in ("mean", "logvar"))
+    mean, logvar = (
+        torch.stack([r[key] for r in records]).double().transpose(0, 1).flatten(1) for key in ("mean", "logvar")
+    )
     std = (mean.var(1, correction=0) + logvar.exp().mean(1)).sqrt()
     assert stored.manifest.mean == pytest.approx(mean.mean(1).tolist(), rel=1e-9)
     assert stored.manifest.std == pytest.approx(std.tolist(), rel=1e-9)

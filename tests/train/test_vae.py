@@ -51,7 +51,9 @@ def test_one_clip_is_learnt(launch, steps, tmp_path):
     y, x, t = np.mgrid[:48, :48, :5]
     waves = [np.sin((x + t) / (5 + k)) * np.cos(y / (6 + 2 * k)) for k in range(3)]
     (tmp_path / "videos").mkdir()
-    write_mp4(tmp_path / "videos" / "a.mp4", (127.5 * (np.stack(waves, -1).transpose(2, 0, 1, 3) + 1)).astype(np.uint8), 24)
+    write_mp4(
+        tmp_path / "videos" / "a.mp4", (127.5 * (np.stack(waves, -1).transpose(2, 0, 1, 3) + 1)).astype(np.uint8), 24
+    )
     keys = {"videos": tmp_path / "videos", "flip": False, "crop": "center"}
     assert launch("train vae", out=tmp_path / "run", phases=phase(40, batch=1, lr=3e-3), **keys) == 0
     l1 = [record["l1"] for record in steps(tmp_path / "run").values()]
@@ -188,7 +190,9 @@ def test_two_processes_give_the_losses_of_one(command, launch, steps, tmp_path):
     assert launch("train vae", out=tmp_path / "one", **keys) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     argv = [*torchrun, "train.vae", *command("train vae", out=tmp_path / "two", **keys)[2:]]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env={**os.environ, "ACCELERATE_USE_CPU": "1"})
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=120, env={**os.environ, "ACCELERATE_USE_CPU": "1"}
+    )
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[0])["processes"] == 2 and len(log) == 4

@@ -1,0 +1,80 @@
+"""One place makes accelerators: several in a process, of any precision, with errors a user understands."""
+
+from types import SimpleNamespace
+
+import accelerate.tracking
+import pytest
+import torch
+
+from lvdm import accelerator as accelerators
+from lvdm.accelerator import make_accelerator, mean_over_processes
+from lvdm.errors import UserError
+
+
+def test_several_of_different_precision_in_one_process():
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        accelerator = make_accelerator(precision)
+        layer = accelerator.prepare(torch.nn.Linear(2, 2))
+        with accelerator.autocast():
+            assert torch.nn.functional.linear(torch.ones(1, 2, device=accelerator.device), layer.weight).dtype == dtype
+        accelerators.close(accelerator)
+
+
+def test_gradients_sync_once_in_so_many_micro_batches():
+    for accumulate in (3, 1, 2):
+        accelerator = make_accelerator("fp32", accumulate)
+        model = accelerator.prepare(torch.nn.Linear(1, 1))
+        synced = []
+        for _ in range(2 * accumulate):
+            with accelerator.accumulate(model):
+                synced.append(accelerator.sync_gradients)
+        assert synced == ([False] * (accumulate - 1) + [True]) * 2
+        accelerators.close(accelerator)
+
+
+def test_accumulated_gradient_is_the_mean():
+    accelerator = make_accelerator("fp32", accumulate=2)
+    model = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    before = model.weight.item()
+    for x in (3.0, 5.0):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.full((1, 1), x, device=accelerator.device)).sum())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert model.weight.item() == pytest.approx(before - 4.0)
+    accelerators.close(accelerator)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on CUDA")
+def test_fp16_without_a_gpu_is_refused():
+    with pytest.raises(UserError, match="precision=fp16"):
+        make_accelerator("fp16")
+
+
+def test_tracker_that_is_not_installed_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
+    with pytest.raises(UserError, match="tracker=tensorboard: not installed; pip install tensorboard"):
+        make_accelerator("fp32", tracker="tensorboard", folder=str(tmp_path))
+
+
+def test_threads_are_set_or_left():
+    before = torch.get_num_threads()
+    try:
+        assert accelerators.threads(1) == torch.get_num_threads() == 1
+        assert accelerators.threads(0) == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mean_over_processes():
+    values = {"l1": 1 / 3, "kl": 2.0}
+    assert mean_over_processes(SimpleNamespace(num_processes=1), values) is values
+
+    def reduce(tensor: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "mean"
+        return (tensor + torch.tensor([1.0, 4.0])) / 2
+
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
+    assert mean_over_processes(two, values) == pytest.approx({"l1": 2 / 3, "kl": 3.0})
