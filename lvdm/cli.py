@@ -36,7 +36,14 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs `lvdm VERB ...` and returns its exit code: 0, or 2 for what the user can put right."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow a shared CPU tenfold; before torch
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # lvdm ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

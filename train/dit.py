@@ -39,8 +39,9 @@ def run(config: TrainDiT) -> Path:
     torch.manual_seed(config.seed)
     model = build_model(config, draws.store)
     optimizer = adam(model.parameters(), config)
-    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     denoiser, optimizer = accelerator.prepare(model, optimizer)
+    # After the model has moved to its device
+    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     accelerator.register_for_checkpointing(ema, timer, guard)
 
     # Resume

@@ -68,8 +68,9 @@ def fit(
         model.enable_gradient_checkpointing()
     optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config)
     critic_optimizer = adam(critic.parameters(), config)
-    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     renderer, critic, optimizer, critic_optimizer = accelerator.prepare(renderer, critic, optimizer, critic_optimizer)
+    # After the model has moved to its device
+    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     accelerator.register_for_checkpointing(ema, timer, guard)
 
     # Resume

@@ -1,0 +1,47 @@
+"""What only a CUDA device can tell: the same results as the CPU in fp32, and bf16 close to them."""
+
+import pytest
+import torch
+
+import vae
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    return vae.build("univae", width=32, blocks=1, refine=True).eval()
+
+
+@torch.no_grad()
+def test_fp32_on_cuda_equals_the_cpu(model):
+    x = torch.rand(1, 3, 9, 64, 64) * 2 - 1
+    z = model.cpu().encode(x).latent_dist.mean
+    d1, d2 = model.decode(z).sample, model.refine(z).sample
+    model.cuda()
+    torch.testing.assert_close(model.encode(x.cuda()).latent_dist.mean.cpu(), z, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model.decode(z.cuda()).sample.cpu(), d1, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model.refine(z.cuda()).sample.cpu(), d2, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_bf16_is_close_and_its_conv3d_is_sound(model):
+    x = torch.rand(1, 3, 9, 64, 64, device="cuda") * 2 - 1
+    model.cuda()
+    z = model.encode(x).latent_dist.mean
+    with torch.autocast("cuda", torch.bfloat16):
+        low = model.encode(x).latent_dist.mean
+    assert (low.float() - z).norm() / z.norm() < 0.05
+
+
+@torch.no_grad()
+def test_streams_on_cuda_equal_the_whole(model):
+    model.cuda()
+    z = torch.randn(1, 4, 5, 8, 8, device="cuda")
+    pieces = torch.cat(list(model.stream_decode(z.split(1, 2), refine=True)), 2)
+    torch.testing.assert_close(pieces, model.refine(z).sample, atol=1e-4, rtol=1e-3)
