@@ -93,7 +93,8 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
     )
     page.note(SMOKE_NOTE if config.size == "smoke" else FULL_NOTE)
     page.section("Generated", "Sampled by class with guidance; one latent, rendered by D1 and at twice the rate by D2.")
-    for players in generated(out, folder):
+    groups = list(generated(out, folder))
+    for players in groups:
         page.players(players)
     page.section(
         "Held-out clips",
@@ -102,6 +103,7 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
     )
     for players in reconstructions(config, videos, folder):
         page.players(players)
+    picture(folder, groups)
     page.section("Metrics", "Each table carries the protocol of its numbers.")
     for name in ("reconstruction", "refinement", "generation"):
         for table in read_results(out / "metrics" / name):
@@ -187,6 +189,25 @@ def reconstructions(config: Demo, videos: str, folder: Path) -> Iterator[list[An
             write_mp4(path, to_uint8(video[0].cpu()).permute(1, 2, 3, 0), rate)
             players.append(Player(name, path, f"{clip.source} from frame {clip.start}"))
         yield players
+
+
+def picture(folder: Path, groups: list[list[Any]]) -> None:
+    """`report/picture.png`: the first 9 frames of a held-out clip, of D1 and D2 rendering it, and of generated videos."""
+    import torch
+
+    from lvdm.data.reader import iter_frames
+    from lvdm.media import contact_sheet
+
+    def first(path: Path) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(frame) for frame in iter_frames(path)])[:9]
+
+    d1 = first(folder / "heldout-0-d1.mp4")
+    spread = torch.full_like(d1, 255)
+    spread[::2] = d1[: len(spread[::2])]  # D1 renders every second frame
+    rows = {"held-out clip": first(folder / "heldout-0-input-native-rate.mp4"), "D1": spread}
+    rows["D2"] = first(folder / "heldout-0-d2.mp4")
+    rows |= {f"generated, {group[1].title}": first(group[1].video) for group in groups[:3]}
+    contact_sheet(list(rows.values()), folder / "picture.png", columns=9, labels=list(rows))
 
 
 def curves(run: Path, keys: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
