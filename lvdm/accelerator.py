@@ -42,6 +42,8 @@ def make_accelerator(
         )
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot start the accelerator (tracker={tracker}, precision={precision}): {error}") from None
+    if precision == "fp16" and accelerator.device.type == "cpu":  # where it would silently be fp32
+        raise UserError("precision=fp16: needs a GPU; use bf16 or fp32")
     if tracker != "none" and not accelerator.log_with:  # accelerate leaves out what is not installed
         raise UserError(
             f"tracker={tracker}: not installed; pip install {tracker}, or leave it out: log.jsonl is enough"

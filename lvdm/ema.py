@@ -11,7 +11,7 @@ class EMA:
     """The shadow of a model's trainable parameters: shadow = d * shadow + (1 - d) * weight after each update.
 
     `d` warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run averages its end.
-    Checkpoints hold it through `state_dict` / `load_state_dict`.
+    Made once the model is on its device. Checkpoints hold it through `state_dict` / `load_state_dict`.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -24,8 +24,6 @@ class EMA:
         """Moves the shadow towards the weights as they are now."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        # The model may have moved to its device since.
-        self.shadow = {name: value.to(self.parameters[name].device) for name, value in self.shadow.items()}
         weights = [p.detach().float() for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 

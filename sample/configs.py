@@ -36,8 +36,8 @@ class Generate:
     """Noise of video i is a function of (seed, i)."""
     batch: int = 8
     """Videos denoised at a time; the last batch is padded to it."""
-    refine: str = "auto"
-    """Render with D2 too: yes, no, or auto (yes if the VAE has one)."""
+    refine: bool | None = None
+    """Render with D2 too; null does so if the VAE has one."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: autocast."""
     threads: int = 0
@@ -45,7 +45,6 @@ class Generate:
 
     def __post_init__(self) -> None:
         choice(self, "precision", PRECISIONS)
-        choice(self, "refine", ("auto", "yes", "no"))
         at_least(self, count=1, steps=1, batch=1, guidance=0)
         if self.steps > 1000:
             raise UserError(f"steps={self.steps}: expected 1 to 1000")

@@ -192,7 +192,7 @@ def reconstructions(config: Demo, videos: str, folder: Path) -> Iterator[list[An
 
 
 def picture(folder: Path, groups: list[list[Any]]) -> None:
-    """`report/picture.png`: the first 9 frames of a held-out clip, of D1 and D2 rendering it, and of generated videos."""
+    """`report/picture.png`: the first 9 frames of a held-out clip, of D1 and D2 rendering it, of generated videos."""
     import torch
 
     from lvdm.data.reader import iter_frames

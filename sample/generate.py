@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def run(config: Generate) -> Path:
     transformer = dit.load(config.dit).to(accelerator.device)
     model = vae.load(config.vae).to(accelerator.device)
     space = space_of(transformer, model, config)
-    refine = config.refine == "yes" or (config.refine == "auto" and model.spec.refines)
+    refine = model.spec.refines if config.refine is None else config.refine
     require_refiner(model, refine, config.vae)
     labels = choose_labels(config, space)
     for name in ("latents", "d1", *(["d2"] if refine else [])):
@@ -43,6 +44,7 @@ def run(config: Generate) -> Path:
 
     # Latents
     missing = [i for i in range(config.count) if not latent_path(folder, i).exists()]
+    accelerator.wait_for_everyone()  # all share out the same list: nobody draws before everybody has looked
     groups = [missing[i : i + config.batch] for i in range(0, len(missing), config.batch)]
     own = groups[accelerator.process_index :: accelerator.num_processes]
     with bar("sample", len(own) * config.steps, show=accelerator.is_main_process) as progress:
@@ -93,6 +95,8 @@ def space_of(transformer: Any, model: VideoVAE, config: Generate) -> LatentSpace
     if not transformer.config.latents:
         raise UserError(f"dit={config.dit}: does not say which latents it was trained on; give a run of lvdm train dit")
     space = LatentSpace(**transformer.config.latents)
+    if transformer.config.condition == "none":  # its store may have classes all the same
+        space = replace(space, classes=[])
     if space.classes and config.guidance != 1 and not transformer.config.label_dropout:
         raise UserError(
             f"guidance={config.guidance}: dit={config.dit} has no null class (label_dropout=0); use guidance=1"
@@ -115,7 +119,7 @@ def choose_labels(config: Generate, space: LatentSpace) -> list[int]:
     for name in config.classes or space.classes:
         if name in space.classes:
             chosen.append(space.classes.index(name))
-        elif name.isdigit() and int(name) < len(space.classes):
+        elif name.isdecimal() and int(name) < len(space.classes):
             chosen.append(int(name))
         else:
             raise UserError(

@@ -30,6 +30,7 @@ def run(config: TrainDiT) -> Path:
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
+        accelerators.close(accelerator)
         return folder.path / "export"
     device, threads = accelerator.device, accelerators.threads(config.threads)
 

@@ -24,6 +24,7 @@ def run(config: Latents) -> Path:
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
+        accelerators.close(accelerator)
         return folder.path
     accelerators.threads(config.threads)
     model = vae.load(config.vae).to(accelerator.device)

@@ -49,10 +49,11 @@ def test_accumulated_gradient_is_the_mean():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on CUDA")
 def test_fp16_without_a_gpu_is_refused():
-    with pytest.raises(UserError, match="precision=fp16"):
+    with pytest.raises(UserError, match="precision=fp16: needs a GPU"):
         make_accelerator("fp16")
 
 
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
 def test_tracker_that_is_not_installed_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", lambda: [])
     with pytest.raises(UserError, match="tracker=tensorboard: not installed; pip install tensorboard"):

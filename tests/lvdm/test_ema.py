@@ -94,15 +94,3 @@ def test_a_restored_average_goes_on_as_if_never_stopped():
         average.update()
     assert again.updates == ema.updates == 2
     assert all(torch.equal(again.shadow[name], ema.shadow[name]) for name in ema.shadow)
-
-
-def test_it_follows_the_model_to_its_device():
-    model = model_of(0.0)
-    ema = EMA(model, 0.9)
-    torch.__future__.set_swap_module_params_on_conversion(True)  # keeps the objects, as a move to CUDA does by itself
-    try:
-        model.to("meta")
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
-    ema.update()
-    assert {value.device.type for value in ema.shadow.values()} == {"meta"}

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 import vae
 from train.refine import Refinement
+from vae.univae import UniVAE
 
 PHASE = {"batch": 2, "lr": 1e-3, "size": 16, "frames": 9}
 
@@ -23,16 +24,16 @@ def test_encoder_and_decoder_stay_as_they_were(weights, vae_run, refine_run):
 def test_only_the_refiner_gets_gradients(launch, vae_run, tmp_path, monkeypatch):
     models, reached = [], []
 
-    def load(spec):
-        models.append(load_vae(spec).add_refiner("d1"))
+    def grow(self, init):
+        models.append(add_refiner(self, init))
         return models[-1]
 
     def spy(self, loss, **kwargs):
         backward(self, loss, **kwargs)
         reached.append({name.split(".")[0] for name, p in models[0].named_parameters() if p.grad is not None})
 
-    load_vae, backward = vae.load, Accelerator.backward
-    monkeypatch.setattr(vae, "load", load)
+    add_refiner, backward = UniVAE.add_refiner, Accelerator.backward
+    monkeypatch.setattr(UniVAE, "add_refiner", grow)
     monkeypatch.setattr(Accelerator, "backward", spy)
     assert launch("train refine", out=tmp_path / "run", vae=vae_run, adversarial_weight=0.5) == 0
     assert reached == [{"refiner"}, set()] * 2  # the renderer's turn, the adversary's turn
@@ -82,9 +83,9 @@ def test_fresh_refiner_starts_from_d1_or_from_noise(init, launch, weights, vae_r
     assert all(same) if init == "d1" else not all(same)
 
 
-def test_training_goes_on_from_a_refiner(launch, weights, refine_run, tmp_path):
+def test_refiner_can_start_from_a_trained_one(launch, weights, vae_run, refine_run, tmp_path):
     still = [{**PHASE, "samples": 2, "lr": 0.0}]
-    assert launch("train refine", out=tmp_path / "run", vae=refine_run, phases=still) == 0
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run, init=refine_run, phases=still) == 0
     assert all(torch.equal(tensor, weights(refine_run)[name]) for name, tensor in weights(tmp_path / "run").items())
 
 
@@ -92,7 +93,14 @@ def test_training_goes_on_from_a_refiner(launch, weights, refine_run, tmp_path):
 def test_frames_off_the_rule_are_refused(frames, fits, launch, vae_run, tmp_path, capsys):
     phases = [{**PHASE, "samples": 4, "frames": frames}]
     assert launch("train refine", out=tmp_path / "run", vae=vae_run, phases=phases) == 2
-    assert f"phases[0].frames={frames}: stage 2 needs 8n+1, e.g. {fits}" in capsys.readouterr().err
+    assert f"phases[0].frames={frames}: expected 8n+1, e.g. {fits}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("init, message", [("vae", "has no refinement decoder to start from"), ("d2", "d2: no such")])
+def test_init_without_a_refiner_is_refused(init, message, launch, vae_run, tmp_path, capsys):
+    init = vae_run if init == "vae" else init
+    assert launch("train refine", out=tmp_path / "run", vae=vae_run, init=init) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_vae_that_cannot_refine_is_refused(launch, tmp_path, capsys):

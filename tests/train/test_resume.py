@@ -14,13 +14,13 @@ CLIP = {"batch": 2, "lr": 1e-3, "size": 16}
 RUNS = {
     # Everything at once: warm-up, clipping, the adversary joining, a change of phase, micro-batches.
     "train vae": {
-        **{"phases": [{"samples": 24, "frames": 1, **CLIP}, {"samples": 24, "frames": 5, **CLIP}], "accumulate": 2},
-        **{"adversarial_weight": 0.5, "adversarial_start": 14, "clip": 1.0, "warmup": 10, "save_every": 10},
+        **{"phases": [{"samples": 16, "frames": 1, **CLIP}, {"samples": 16, "frames": 5, **CLIP}], "accumulate": 2},
+        **{"adversarial_weight": 0.5, "adversarial_start": 6, "clip": 1.0, "warmup": 10, "save_every": 6},
     },
-    "train refine": {"phases": [{"samples": 36, "frames": 9, **CLIP}], "adversarial_weight": 0.5, "save_every": 10},
+    "train refine": {"phases": [{"samples": 28, "frames": 9, **CLIP}], "adversarial_weight": 0.5, "save_every": 6},
     "train dit": {"phases": [{"samples": 480, "batch": 4, "lr": 1e-3}], "clip": 1.0, "save_every": 28},
 }
-PAST = {"train vae": 7, "train refine": 7, "train dit": 20}
+PAST = {"train vae": 6, "train refine": 6, "train dit": 20}
 """Steps after which the kill comes, at whatever moment of the next ones."""
 
 
@@ -146,4 +146,4 @@ class TestAgain:
         assert contents(finished["out"]) == before
 
     def test_operational_keys_may_differ(self, verb, finished, launch):
-        assert launch(verb, **{**finished, "workers": 1}) == 0
+        assert launch(verb, **{**finished, "workers": 1, "threads": 0}) == 0

@@ -310,6 +310,15 @@ def test_d1_features_enter_d2_at_the_even_frames(monkeypatch):
         torch.testing.assert_close(torch.cat(seen, 2), whole, **EXACT)
 
 
+def test_time_grows_by_two_and_two_in_d1_and_by_two_and_four_in_d2():
+    grown, lengths = tiny(refine=True), {"D1": [], "D2": []}
+    for name, decoder in (("D1", grown.decoder), ("D2", grown.refiner)):
+        for up in decoder.ups:
+            up.register_forward_hook(lambda _, inputs, h, name=name: lengths[name].append(h.shape[2]))
+    grown.refine(latents(4))
+    assert lengths == {"D1": [7, 13], "D2": [7, 25, 25]}  # D1 runs up to the tap
+
+
 @pytest.mark.parametrize("init", ["d1", "fresh"])
 def test_add_refiner_keeps_what_was_there(init):
     plain = tiny()

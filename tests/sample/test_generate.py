@@ -1,0 +1,264 @@
+"""Sampling: video i is a function of (seed, i), of its class and of guidance; runs resume; wrong parts are refused."""
+
+import json
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import dit
+import vae
+from dit.conditioning import Condition
+from lvdm.data.reader import probe
+from lvdm.diffusion import GaussianDiffusion
+from lvdm.latents import LatentSpace, LatentStore, load_latent
+from lvdm.rng import generator
+from sample import generate
+from sample.configs import Generate
+
+
+def latents(out: Path) -> list[torch.Tensor]:
+    return [load_latent(path).latent for path in sorted(out.glob("latents/*.safetensors"))]
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Within rounding: to 1e-4 of the spread."""
+    return bool((a - b).abs().max() < 1e-4 * b.std())
+
+
+@pytest.fixture
+def draw(lvdm, transformer, vae_of, tmp_path, monkeypatch):
+    """`draw("name", **keys)`: a run without the videos, its folder."""
+    monkeypatch.setattr(generate, "render", lambda *_: None)
+    monkeypatch.setattr(generate, "write_sheet", lambda *_: None)
+
+    def run(name: str, **keys: object) -> Path:
+        keys = {"dit": transformer, "vae": vae_of(), "count": 1, "batch": 4, "steps": 3, "guidance": 3, **keys}
+        assert lvdm("sample", out=tmp_path / name, **keys) == 0
+        return tmp_path / name
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run writes
+
+
+def test_a_run_writes_latents_and_videos_at_both_rates(samples, store):
+    names = [f"{i:06d}" for i in range(5)]
+    for kind in ("latents", "d1", "d2"):
+        assert sorted(path.stem for path in (samples / kind).iterdir()) == names
+    for name in names:
+        d1, d2 = (probe(samples / kind / f"{name}.mp4") for kind in ("d1", "d2"))
+        assert (d1.frames, d1.fps, d1.width, d1.height) == (9, 12, 32, 32)
+        assert (d2.frames, d2.fps, d2.width, d2.height) == (17, 24, 32, 32)
+    latent = load_latent(samples / "latents" / "000003.safetensors")
+    assert latent.latent.shape == (4, 3, 4, 4) and (latent.num_frames, latent.fps) == (9, 12)
+    assert latent.vae_sha256 == LatentStore(store).manifest.vae_sha256
+    assert latent.extra == {"class": "right", "seed": "0"}
+    assert (samples / "sheet.png").stat().st_size > 1000
+    assert json.loads((samples / "finished.json").read_text()) == {"videos": 5}
+
+
+def test_classes_are_drawn_in_turn(samples):
+    names = ["left", "right", "left", "right", "left"]
+    assert lines(samples) == [{"id": i, "seed": 0, "class": name, "fps": 12} for i, name in enumerate(names)]
+
+
+def test_latents_are_the_samplers_own_in_the_scale_of_the_vae(samples, transformer):
+    model = dit.load(transformer)
+    scale = LatentSpace(**model.config.latents).scale
+    condition, null = Condition.of_classes([1], 2), Condition.of_classes([-1], 2)
+
+    def denoise(x, t):
+        conditional, unconditional = model(x, t, condition), model(x, t, null)
+        eps = unconditional[:, :4] + 3 * (conditional[:, :4] - unconditional[:, :4])
+        return torch.cat([eps, conditional[:, 4:]], 1)
+
+    expected = GaussianDiffusion().sample(denoise, (4, 3, 4, 4), 3, [generator(0, "sample", 3)])
+    assert agree(latents(samples)[3], scale.denormalise(expected)[0])
+
+
+def test_without_a_d2_there_is_no_d2(lvdm, transformer, vae_of, refiner, tmp_path):
+    keys = {"dit": transformer, "count": 1, "batch": 1, "steps": 1}
+    assert lvdm("sample", out=tmp_path / "none", vae=vae_of(), **keys) == 0
+    assert lvdm("sample", out=tmp_path / "no", vae=refiner, refine="no", **keys) == 0
+    for name in ("none", "no"):
+        assert (tmp_path / name / "d1" / "000000.mp4").is_file() and not (tmp_path / name / "d2").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video i is a function of (seed, i)
+
+
+def test_neighbours_do_not_matter(draw, samples):
+    alone, five = latents(draw("three", count=3)), latents(samples)
+    assert len(alone) == 3 and all(torch.equal(a, b) for a, b in zip(alone, five, strict=False))
+    assert all(not torch.equal(a, b) for a in five for b in five if a is not b)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_another_batch_size_agrees_within_rounding(batch, draw, samples):
+    for a, b in zip(latents(draw("other", count=5, batch=batch)), latents(samples), strict=True):
+        assert agree(a, b)
+
+
+def test_another_seed_gives_other_videos(draw, samples):
+    out = draw("other", seed=1, count=2)
+    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents(out), latents(samples), strict=False))
+    assert [line["seed"] for line in lines(out)] == [1, 1]
+
+
+def test_a_stopped_run_goes_on_and_touches_nothing_finished(lvdm, samples, transformer, refiner, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(samples, out)
+    lost = [out / "finished.json", out / "samples.jsonl", out / "d2" / "000004.mp4"]
+    lost += [
+        out / kind / f"00000{i}.{end}" for i in (1, 3) for kind, end in (("latents", "safetensors"), ("d1", "mp4"))
+    ]
+    for path in lost:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert lvdm("sample", dit=transformer, vae=refiner, out=out, count=5, batch=4, steps=3, guidance=3) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for path in lost:
+        assert path.read_bytes() == (samples / path.relative_to(out)).read_bytes()
+
+
+def test_a_finished_run_is_left_alone(lvdm, samples, transformer, refiner, capsys):
+    before = {path: path.stat().st_mtime_ns for path in samples.glob("*/*")}
+    keys = {"dit": transformer, "vae": refiner, "out": samples, "batch": 4, "steps": 3, "guidance": 3}
+    assert lvdm("sample", count=5, **keys) == 0
+    assert {path: path.stat().st_mtime_ns for path in samples.glob("*/*")} == before
+    assert lvdm("sample", count=6, **keys) == 2
+    assert "belongs to another config (different: count)" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_work_whoever_is_late(samples, transformer, refiner, tmp_path, monkeypatch):
+    """Each process lists what is missing; one that starts late must not see what the other has already drawn."""
+    barrier, rank = threading.Barrier(2, timeout=20), threading.local()
+    models = {refiner: vae.load(refiner), transformer: dit.load(transformer)}
+
+    @contextmanager
+    def in_turn():
+        if rank.value:
+            barrier.wait()
+        yield
+        if not rank.value:
+            barrier.wait()
+
+    def accelerator(_):
+        return SimpleNamespace(
+            process_index=rank.value,
+            num_processes=2,
+            is_main_process=rank.value == 0,
+            device="cpu",
+            autocast=torch.no_grad,
+            main_process_first=in_turn,
+            wait_for_everyone=barrier.wait,
+            end_training=lambda: None,
+        )
+
+    def load(spec):
+        time.sleep(0.5 * rank.value)
+        return models[spec]
+
+    def run(value):
+        rank.value = value
+        generate.run(Generate(out=str(tmp_path), dit=transformer, vae=refiner, count=5, batch=2, steps=3, guidance=3))
+
+    monkeypatch.setattr(generate.accelerators, "make_accelerator", accelerator)
+    monkeypatch.setattr(generate.vae, "load", load)
+    monkeypatch.setattr(generate.dit, "load", load)
+    monkeypatch.setattr(generate, "render", lambda *_: None)
+    threads = [threading.Thread(target=run, args=(value,)) for value in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [line["id"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
+    for a, b in zip(latents(tmp_path), latents(samples), strict=True):
+        assert agree(a, b)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classes and guidance
+
+
+def test_classes_by_name_and_by_number_in_the_order_asked(draw):
+    named, numbered = (draw(name, classes=c, count=3) for name, c in (("a", "[right,left]"), ("b", "[1,0]")))
+    for out in (named, numbered):
+        assert [line["class"] for line in lines(out)] == ["right", "left", "right"]
+    assert all(torch.equal(a, b) for a, b in zip(latents(named), latents(numbered), strict=True))
+
+
+def test_class_and_guidance_reach_the_model(draw):
+    keys = {"left": ("left", 3), "right": ("right", 3), "weak": ("left", 1)}
+    one, two, weak = (latents(draw(name, classes=f"[{c}]", guidance=g))[0] for name, (c, g) in keys.items())
+    assert not torch.allclose(one, two, atol=1e-3) and not torch.allclose(one, weak, atol=1e-3)
+
+
+def test_unconditional_videos_have_no_class(draw, dit_of, store):
+    """Also where the store has classes that the transformer was not trained on; guidance does not apply."""
+    space = dict(dit.load(dit_of()).config.latents)
+    for name, classes in (("with", space["classes"]), ("without", [])):
+        options = {
+            "condition": "none",
+            "num_classes": 0,
+            "label_dropout": 0.0,
+            "latents": {**space, "classes": classes},
+        }
+        out = draw(name, dit=dit_of(**options), count=2, guidance=7)
+        assert [line["class"] for line in lines(out)] == [None, None]
+        assert load_latent(out / "latents" / "000001.safetensors").extra["class"] == ""
+        plain = draw(f"{name}-1", dit=dit_of(**options), count=2, guidance=1)
+        assert all(torch.equal(a, b) for a, b in zip(latents(out), latents(plain), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refused
+
+REFUSED = {
+    "unknown class": ({"classes": "[lefty]"}, {}, "unknown class 'lefty' (did you mean 'left'?); known: left, right"),
+    "unknown number": ({"classes": "[2]"}, {}, "unknown class '2'; known: left, right"),
+    "no steps": ({"steps": 0}, {}, "steps=0: expected at least 1"),
+    "too many steps": ({"steps": 1001}, {}, "steps=1001: expected 1 to 1000"),
+    "no D2": ({"refine": "yes"}, {}, "has no refinement decoder"),
+    "unconditional": ({"classes": "[left]"}, {"condition": "none", "num_classes": 0}, "trained without classes"),
+    "no null class": ({"guidance": 2}, {"label_dropout": 0.0}, "has no null class (label_dropout=0); use guidance=1"),
+    "no latents": ({}, {"latents": None}, "does not say which latents it was trained on"),
+    "refine": ({"refine": "maybe"}, {}, "refine='maybe': expected one of auto, yes, no"),
+    "no out": ({"out": ""}, {}, "out: expected the folder"),
+}
+
+
+@pytest.mark.parametrize("keys, options, message", REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line(keys, options, message, lvdm, dit_of, transformer, vae_of, tmp_path, capsys):
+    parts = {"dit": dit_of(**options) if options else transformer, "vae": vae_of(), "out": tmp_path / "out"}
+    assert lvdm("sample", **{**parts, "count": 1, "steps": 1, **keys}) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_vae_of_other_weights_is_refused_and_the_right_one_may_follow(lvdm, transformer, vae_of, tmp_path, capsys):
+    keys = {"dit": transformer, "out": tmp_path / "out", "count": 1, "steps": 1, "batch": 1}
+    other = vae_of(seed=1)
+    assert lvdm("sample", vae=other, **keys) == 2
+    hashes = [vae.load(folder).latent_sha256()[:12] for folder in (other, vae_of())]
+    error = capsys.readouterr().err
+    assert f"vae={other}: not the VAE whose latents dit={transformer} was trained on" in error
+    assert f"(weights {hashes[0]}, expected {hashes[1]})" in error
+    assert lvdm("sample", vae=vae_of(), **keys) == 0
+
+
+def test_guidance_1_needs_no_null_class(draw, dit_of):
+    assert len(latents(draw("out", dit=dit_of(label_dropout=0.0), guidance=1))) == 1
