@@ -61,12 +61,10 @@ def check(videos: str, config: Demo) -> None:
     from lvdm.data.index import open_index
 
     index = open_index(videos, config.labels)
+    shots = sum(len(row.shots()) for row in index.ok)
+    print(f"{len(index.ok)} videos, {shots} shots, {sum(row.frames for row in index.ok)} frames in {index.root}")
     for split in ("train", "val"):
-        clips = Clips(index, ClipPolicy(FRAMES, 1, SIZE, split=split, holdout=HOLDOUT), seed=config.seed)
-        if any(clips.skipped):
-            print(
-                f"{split}: {clips.skipped.shots} shots are shorter than {FRAMES} frames and left out", file=sys.stderr
-            )
+        Clips(index, ClipPolicy(FRAMES, 1, SIZE, split=split, holdout=HOLDOUT), seed=config.seed)
     for name in weights.SOURCES:
         weights.load(name)
 

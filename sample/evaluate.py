@@ -243,7 +243,7 @@ def distance(
 def clips_of(config: Evaluate, count: int, stride: int) -> tuple[Clips, int]:
     """The clips to measure on, and how many there are."""
     policy = ClipPolicy(count, stride, config.size, "center", False, config.split, config.holdout)
-    clips = Clips(open_index(config.videos, config.labels), policy, seed=0, cache_gib=config.cache_gib)
+    clips = Clips(open_index(config.videos, config.labels), policy, seed=0, cache_gib=config.cache_gib).say_skipped()
     return clips, len(clips.grid(config.per_video))
 
 

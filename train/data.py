@@ -40,7 +40,7 @@ def phase_clips(config: Videos, index: Index, phase: Phase, seed: int) -> Clips:
         split="train",
         holdout=config.holdout,
     )
-    return Clips(index, policy, seed=seed, cache_gib=config.cache_gib)
+    return Clips(index, policy, seed=seed, cache_gib=config.cache_gib).say_skipped()
 
 
 def index_of(config: Videos) -> Index:

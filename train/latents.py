@@ -55,7 +55,7 @@ def run(config: Latents) -> Path:
 def choose(config: Latents) -> tuple[Clips, list[Window]]:
     """The clips of the store: evenly spaced in each video, each also mirrored when `flip` is set."""
     policy = ClipPolicy(config.frames, config.stride, config.size, "center", False, config.split, config.holdout)
-    clips = Clips(index_of(config), policy, seed=0, cache_gib=config.cache_gib)
+    clips = Clips(index_of(config), policy, seed=0, cache_gib=config.cache_gib).say_skipped()
     windows = clips.grid(config.per_video)
     return clips, [w._replace(flip=flip) for w in windows for flip in ((False, True) if config.flip else (False,))]
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -118,6 +119,17 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def say_skipped(self) -> "Clips":
+        """Tells on stderr how many shots and videos are too short for a clip, if any are; returns itself."""
+        if self.skipped.shots:
+            p = self.policy
+            print(
+                f"{p.split}: {self.skipped.shots} shots and {self.skipped.videos} whole videos are too short for "
+                f"{p.frames} frames at stride {p.stride} and left out",
+                file=sys.stderr,
+            )
+        return self
 
     def at(self, sample_index: int) -> Clip:
         """The clip of the sample `sample_index` (counted since the start of training).

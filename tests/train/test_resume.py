@@ -12,16 +12,21 @@ from lvdm import cli
 
 CLIP = {"batch": 2, "lr": 1e-3, "size": 16}
 RUNS = {
-    # Everything at once: warm-up, clipping, the adversary joining, a change of phase, micro-batches.
+    # Everything at once: warm-up, clipping, the adversary joining, changes of phase, micro-batches.
     "train vae": {
-        **{"phases": [{"samples": 16, "frames": 1, **CLIP}, {"samples": 16, "frames": 5, **CLIP}], "accumulate": 2},
-        **{"adversarial_weight": 0.5, "adversarial_start": 6, "clip": 1.0, "warmup": 10, "save_every": 6},
+        "phases": [
+            {"samples": 4, "frames": 1, **CLIP},
+            {"samples": 16, "frames": 5, **CLIP},
+            {"samples": 12, "frames": 1, **CLIP, "batch": 4, "lr": 5e-4},
+        ],
+        **{"adversarial_weight": 0.5, "adversarial_start": 2, "accumulate": 2, "clip": 1.0, "warmup": 8},
+        "save_every": 6,
     },
-    "train refine": {"phases": [{"samples": 28, "frames": 9, **CLIP}], "adversarial_weight": 0.5, "save_every": 6},
+    "train refine": {"phases": [{"samples": 36, "frames": 9, **CLIP}], "adversarial_weight": 0.5, "save_every": 6},
     "train dit": {"phases": [{"samples": 480, "batch": 4, "lr": 1e-3}], "clip": 1.0, "save_every": 28},
 }
 PAST = {"train vae": 6, "train refine": 6, "train dit": 20}
-"""Steps after which the kill comes, at whatever moment of the next ones."""
+"""Lines of the log after which the kill comes, at whatever moment of the next steps."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,6 @@ def test_killed_run_goes_on_bitwise(verb, inputs, processes, command, launch, st
     process.kill()
     process.join()
     assert process.exitcode == -9 and not (killed / "finished.json").exists()
-    done = lines(killed / "log.jsonl")
 
     # What else a kill can leave: steps after the last checkpoint, half a line of the log, half a checkpoint.
     with open(killed / "log.jsonl", "a") as log:
@@ -67,7 +71,6 @@ def test_killed_run_goes_on_bitwise(verb, inputs, processes, command, launch, st
     assert launch(verb, out=killed, **keys) == 0
     assert launch(verb, out=whole, **keys) == 0
     assert steps(killed) == steps(whole)
-    assert len(steps(whole)) > done  # it was killed before the end
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(killed).items())
 
 
