@@ -27,12 +27,14 @@ def make_accelerator(
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # torch's default for convolutions is TF32
     cuda = torch.cuda.is_available()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one.
     handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not cuda else []
-    if not cuda and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if not cuda and deepspeed:
         _skip_shared_memory_build()
     try:
         accelerator = Accelerator(
+            cpu=several and not cuda and not deepspeed,  # else CPU processes would neither wait nor average gradients
             mixed_precision="no" if precision == "fp32" else precision,
             gradient_accumulation_steps=accumulate,
             log_with=None if tracker == "none" else tracker,

@@ -6,6 +6,7 @@ with its recipe and keys. Printing a plan needs neither data nor torch.
 
 import importlib
 import json
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,7 @@ class Step:
 
     def command(self, size: str) -> str:
         """The step as a user would type it."""
-        words = [f"{key}={value}" for key, value in self._overrides(size).items()]
+        words = [shlex.quote(f"{key}={value}") for key, value in self._overrides(size).items()]
         return " ".join(["lvdm", self.verb, *(["--config", self.config] if self.config else []), *words])
 
     def run(self, size: str) -> None:

@@ -78,9 +78,11 @@ def reconstruct(model: VideoVAE, video: Iterator[Tensor], refine: bool) -> Itera
             whole = F.pad(piece, pad, mode="replicate")
             first = position % 2
             position += piece.shape[2]
-            whole = whole[:, :, first::2] if refine else whole
-            if whole.shape[2]:
-                yield whole
+            shown = whole[:, :, first::2] if refine else whole
+            if shown.shape[2]:
+                yield shown
+        if refine and position % 2 == 0:  # D2 ends on a frame that the encoder saw: the last one again
+            yield whole[:, :, -1:]
 
     if model.spec.exact_streaming:
         latents = (posterior.mean for posterior in model.stream_encode(padded()))

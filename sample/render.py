@@ -22,14 +22,15 @@ def run(config: Render) -> Path:
     files = latent_files(config.latents)
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
-    Path(config.out or ".").mkdir(parents=True, exist_ok=True)
-    with bar("render", len(files)) as progress:
-        for file in files:
-            path = Path(config.out) / f"{file.stem}.mp4"
-            if not path.exists():
-                render(model, load_for(model, file, config.vae), path, config.refine)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in files if not (out / f"{file.stem}.mp4").exists()]
+    with bar("render", len(missing)) as progress:
+        for file in missing:
+            render(model, load_for(model, file, config.vae), out / f"{file.stem}.mp4", config.refine)
             progress.advance()
-    return Path(config.out)
+    print(f"{out}: {len(missing)} videos rendered, {len(files) - len(missing)} were there already")
+    return out
 
 
 @torch.no_grad()

@@ -162,17 +162,18 @@ def fresh_model(config: TrainDiT, manifest: Manifest, latents: LatentSpace) -> A
     conditional = bool(manifest.classes) if config.condition == "auto" else config.condition == "class"
     if conditional and not manifest.classes:
         raise UserError(f"condition=class: the store {config.latents} has no classes; make it with labels=folder")
-    model = dit.build(
-        config.model,
-        in_channels=channels,
-        frames=frames,
-        size=tuple(size),
-        condition="class" if conditional else "none",
-        num_classes=len(manifest.classes) if conditional else 0,
-        label_dropout=config.label_dropout,
-        latents=asdict(latents),
-        **config.model_args,
-    )
+    fits = {
+        "in_channels": channels,
+        "frames": frames,
+        "size": tuple(size),
+        "condition": "class" if conditional else "none",
+        "num_classes": len(manifest.classes) if conditional else 0,
+        "label_dropout": config.label_dropout,
+        "latents": asdict(latents),
+    }
+    for key in fits.keys() & config.model_args.keys():
+        raise UserError(f"model_args.{key}: is not to be set, it follows from the latent store and the other keys")
+    model = dit.build(config.model, **fits, **config.model_args)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     return model

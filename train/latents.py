@@ -9,7 +9,7 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.data.clips import Clip, ClipPolicy, Clips, Window
-from lvdm.latents import LatentWriter, Manifest, Record
+from lvdm.latents import LatentStore, LatentWriter, Manifest, Record
 from lvdm.media import to_float
 from lvdm.progress import bar
 from lvdm.run import RunFolder
@@ -23,11 +23,12 @@ def run(config: Latents) -> Path:
     accelerator = accelerators.make_accelerator(config.precision)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
-    if folder.finished:
-        accelerators.close(accelerator)
-        return folder.path
     accelerators.threads(config.threads)
     model = vae.load(config.vae).to(accelerator.device)
+    if folder.finished:
+        LatentStore(folder.path).require(vae_sha256=model.latent_sha256())  # its run may have been trained anew
+        accelerators.close(accelerator)
+        return folder.path
     with accelerator.main_process_first():
         clips, windows = choose(config)
     writer = LatentWriter(config.out, manifest(config, model, clips, windows))

@@ -31,13 +31,12 @@ def file_for(tmp_path_factory):
 
 
 @pytest.mark.parametrize("refine", [False, True])
-@pytest.mark.parametrize("num_frames", [14, 17])
 @torch.no_grad()
-def test_stream_equals_the_whole_clip(num_frames, refine, refiner):
-    model, z = vae.load(refiner).double(), latent()[None]
-    pieces = list(frames(model, z, num_frames, refine))
+def test_stream_equals_the_whole_clip(refine, refiner):
+    model, z = vae.load(refiner).double(), latent()[None, :, :, :2, :2]
+    pieces = list(frames(model, z, 14, refine))
     whole = (model.refine if refine else model.decode)(z.double()).sample
-    wanted = 2 * num_frames - 1 if refine else num_frames
+    wanted = 27 if refine else 14
     assert len(pieces) > 1 and sum(piece.shape[2] for piece in pieces) == wanted
     assert torch.equal(to_uint8(torch.cat(pieces, 2)), to_uint8(whole[:, :, :wanted]))
     assert to_uint8(whole).float().std() > 20  # no flat grey, which would equal itself in any order
@@ -69,7 +68,7 @@ def test_an_inexact_model_renders_files_too(lvdm, inexact, file_for, tmp_path):
     assert probe(tmp_path / "latent.mp4").frames == 17
 
 
-def test_a_folder_is_rendered_file_by_file_and_goes_on(lvdm, samples, refiner, tmp_path):
+def test_a_folder_is_rendered_file_by_file_and_goes_on(lvdm, samples, refiner, tmp_path, capsys):
     assert lvdm("render", samples / "latents", vae=refiner, out=tmp_path) == 0
     names = [f"{i:06d}.mp4" for i in range(5)]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -78,6 +77,7 @@ def test_a_folder_is_rendered_file_by_file_and_goes_on(lvdm, samples, refiner, t
     assert lvdm("render", samples / "latents", vae=refiner, out=tmp_path) == 0
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
     assert (tmp_path / names[1]).is_file()
+    assert f"{tmp_path}: 1 videos rendered, 4 were there already" in capsys.readouterr().out
 
 
 def test_a_refiner_more_or_less_does_not_change_the_vae_of_a_latent(lvdm, vae_of, refiner, file_for, tmp_path):

@@ -40,11 +40,12 @@ def cache(tmp_path_factory) -> Path:
 
 @contextmanager
 def alone(cache: Path) -> Iterator[None]:
-    """One thread, and no trace in the user's cache."""
+    """One thread of the CPU, where results repeat bitwise, and no trace in the user's cache."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LVDM_CACHE", str(cache))
+        patch.setenv("ACCELERATE_USE_CPU", "1")
         yield
     torch.set_num_threads(before)
 

@@ -22,6 +22,11 @@ def unlabelled(launch, vae_run):
     return out
 
 
+def killed(*_):
+    """Stands in for the step at which a run dies."""
+    raise KeyboardInterrupt
+
+
 def draws_of(store, **keys) -> Draws:
     return Draws(TrainDiT(latents=str(store), **keys), LatentStore(store))
 
@@ -204,7 +209,7 @@ def test_bad_input_is_one_line_and_2(keys, message, launch, store, tmp_path, cap
 
 def test_incomplete_store_is_refused(launch, vae_run, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("lvdm.latents.LatentWriter.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("lvdm.latents.LatentWriter.finish", killed)
         assert launch("train latents", out=tmp_path / "latents", vae=vae_run) == 130
     assert launch("train dit", out=tmp_path / "run", latents=tmp_path / "latents") == 2
     assert "the latent store is incomplete" in capsys.readouterr().err

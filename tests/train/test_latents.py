@@ -12,6 +12,11 @@ from lvdm.latents import LatentStore, LatentWriter
 from lvdm.media import to_float
 
 
+def killed(*_):
+    """Stands in for the step at which a run dies."""
+    raise KeyboardInterrupt
+
+
 def encoded(model, clip) -> tuple[torch.Tensor, torch.Tensor]:
     """The posterior of a clip in the middle of a batch of four."""
     batch = torch.rand(4, *clip.video.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -80,13 +85,13 @@ def test_store_of_a_refining_vae_is_that_of_its_stage_1(store, vae_run, refine_r
 def test_killed_and_run_again_is_byte_identical(store, vae_run, launch, contents, tmp_path, monkeypatch):
     write = LatentWriter.write
 
-    def killed(self, shard, records):
+    def dies(self, shard, records):
         if shard == 1:
             raise KeyboardInterrupt
         write(self, shard, records)
 
     out = tmp_path / "run"
-    monkeypatch.setattr(LatentWriter, "write", killed)
+    monkeypatch.setattr(LatentWriter, "write", dies)
     assert launch("train latents", out=out, vae=vae_run) == 130
     assert not json.loads((out / "manifest.json").read_text())["complete"] and not (out / "finished.json").exists()
     written = []
@@ -125,7 +130,7 @@ class TestAnotherVAE:
         model.save_pretrained(tmp_path / "vae")
         keys = {"out": tmp_path / "run", "vae": tmp_path / "vae"}
         with monkeypatch.context() as patch:
-            patch.setattr(LatentWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(LatentWriter, "finish", killed)
             assert launch("train latents", **keys) == 130
         before = contents(tmp_path / "run")
         model.encoder.conv_out.weight.data.zero_()

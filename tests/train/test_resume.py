@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lvdm import cli
+from train import vae
 
 CLIP = {"batch": 2, "lr": 1e-3, "size": 16}
 RUNS = {
@@ -44,40 +45,42 @@ def inputs(request, verb: str) -> dict[str, Path]:
     return {key: request.getfixturevalue(name) for key, name in [need[verb]]} if verb in need else {}
 
 
+def killed(*_):
+    """Stands in for the step at which a run dies."""
+    raise KeyboardInterrupt
+
+
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 @pytest.mark.parametrize("verb", RUNS)
 def test_killed_run_goes_on_bitwise(verb, inputs, processes, command, launch, steps, weights, tmp_path):
-    keys, whole, killed = {**RUNS[verb], **inputs}, tmp_path / "whole", tmp_path / "killed"
-    process = processes.Process(target=cli.main, args=(command(verb, out=killed, **keys),))
+    keys, whole, broken = {**RUNS[verb], **inputs}, tmp_path / "whole", tmp_path / "broken"
+    process = processes.Process(target=cli.main, args=(command(verb, out=broken, **keys),))
     process.start()
     deadline = time.monotonic() + 60
-    while lines(killed / "log.jsonl") < PAST[verb] and process.is_alive() and time.monotonic() < deadline:
+    while lines(broken / "log.jsonl") < PAST[verb] and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.join()
-    assert process.exitcode == -9 and not (killed / "finished.json").exists()
+    assert process.exitcode == -9 and not (broken / "finished.json").exists()
 
     # What else a kill can leave: steps after the last checkpoint, half a line of the log, half a checkpoint.
-    with open(killed / "log.jsonl", "a") as log:
+    with open(broken / "log.jsonl", "a") as log:
         log.write(json.dumps({"samples": 10**6, "loss": -1.0}) + '\n{"samples": 48, "lo')
-    saved = sorted(int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit())
-    partial = killed / "checkpoints" / f"partial-{saved[-1] + keys['save_every']:09d}"
+    saved = sorted(int(path.name) for path in (broken / "checkpoints").iterdir() if path.name.isdigit())
+    partial = broken / "checkpoints" / f"partial-{saved[-1] + keys['save_every']:09d}"
     partial.mkdir(exist_ok=True)
     (partial / "model.safetensors").write_bytes(b"half")
 
-    assert launch(verb, out=killed, **keys) == 0
+    assert launch(verb, out=broken, **keys) == 0
     assert launch(verb, out=whole, **keys) == 0
-    assert steps(killed) == steps(whole)
-    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(killed).items())
+    assert steps(broken) == steps(whole)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(broken).items())
 
 
 def test_killed_before_the_first_checkpoint_starts_anew(launch, steps, tmp_path, monkeypatch, vae_run):
-    def killed(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("lvdm.run.RunFolder.save", killed)
     assert launch("train vae", out=tmp_path / "run") == 130
     monkeypatch.undo()
@@ -87,9 +90,6 @@ def test_killed_before_the_first_checkpoint_starts_anew(launch, steps, tmp_path,
 
 
 def test_killed_after_the_last_checkpoint_exports(launch, steps, weights, tmp_path, monkeypatch, vae_run):
-    def killed(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("lvdm.run.RunFolder.export", killed)
     assert launch("train vae", out=tmp_path / "run") == 130
     assert not (tmp_path / "run" / "export").exists()
@@ -100,16 +100,11 @@ def test_killed_after_the_last_checkpoint_exports(launch, steps, weights, tmp_pa
 
 
 def test_skipped_steps_are_counted_over_a_restart(launch, steps, tmp_path, monkeypatch):
-    from train import vae
-
     l1, calls = vae.losses.l1, []
 
     def sometimes(x, y):
         calls.append(0)
         return l1(x, y) * (float("nan") if len(calls) == 2 else 1.0)
-
-    def killed(*_):
-        raise KeyboardInterrupt
 
     keys = {"out": tmp_path / "run", "non_finite": "skip", "phases": [{"samples": 6, "frames": 1, **CLIP}]}
     monkeypatch.setattr(vae.losses, "l1", sometimes)

@@ -1,0 +1,269 @@
+"""Every number equals a direct computation on the same clips, and goes with the protocol that made it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import vae
+from lvdm.data.clips import ClipPolicy, Clips
+from lvdm.data.index import open_index
+from lvdm.errors import UserError
+from lvdm.latents import load_latent, save_latent
+from lvdm.media import to_float
+from lvdm.metrics.frames import psnr, ssim
+from lvdm.metrics.lpips import LPIPS
+from lvdm.metrics.protocol import Protocol, require_same
+from lvdm.rng import generator
+from sample import evaluate
+from sample.configs import Evaluate
+from sample.evaluate import Table, read_results
+
+SIZE = 32
+
+
+def clips_of(videos: Path, frames: int, stride: int = 1, per_video: int = 1, **policy) -> torch.Tensor:
+    """(N, 3, T, 32, 32) in [-1, 1]."""
+    clips = Clips(open_index(videos), ClipPolicy(frames, stride, SIZE, **{"holdout": 0.0, **policy}), seed=0)
+    return to_float(torch.stack([clips.read(window).video for window in clips.grid(per_video)]))
+
+
+def scores(x: torch.Tensor, y: torch.Tensor) -> list[float]:
+    """PSNR, SSIM and LPIPS: means over frames, then over clips."""
+    return [metric(x, y).double().mean(1).mean().item() for metric in (psnr, ssim, LPIPS("alex").video)]
+
+
+@pytest.fixture
+def measure(lvdm, videos, tmp_path):
+    """`measure("reconstruction", vae=..., **keys)`: the tables."""
+
+    def run(what: str, **keys: object) -> list[Table]:
+        keys = {"videos": videos, "size": SIZE, "split": "all", "out": tmp_path / what, **keys}
+        assert lvdm("evaluate", what, **keys) == 0
+        return read_results(Path(keys["out"]))
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reconstruction
+
+
+@torch.no_grad()
+def test_reconstruction_and_thumbnail_equal_a_direct_computation(measure, videos, vae_of, capsys):
+    (table,) = measure("reconstruction", vae=vae_of(), frames=7, stride=2, per_video=2, batch=4)
+    x, model = clips_of(videos, 7, 2, per_video=2), vae.load(vae_of())
+    y = model.decode(model.encode(x).latent_dist.mean).sample[:, :, :7].clamp(-1, 1)
+    small = F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=1 / 8, mode="bilinear", antialias=True)
+    large = F.interpolate(small, scale_factor=8, mode="bilinear").unflatten(0, (6, 7)).transpose(1, 2)
+    assert table.header == ["", "PSNR (dB)", "SSIM", "LPIPS"]
+    assert [row[0] for row in table.rows] == ["UniVAE, D1", "upscaled 1/8 thumbnail"]
+    assert table.rows[0][1:] == pytest.approx(scores(x, y), rel=1e-4)
+    assert table.rows[1][1:] == pytest.approx(scores(x, large), rel=1e-4)
+    out = capsys.readouterr().out
+    assert table.title in out and f"[{Protocol(**table.protocol).describe()}]" in out
+    assert f"{table.rows[0][1]:.4g}" in out
+
+
+def test_protocol_of_a_reconstruction(measure, videos, vae_of):
+    keys = {"frames": 5, "stride": 3, "per_video": 1, "holdout": 0.5, "split": "val"}
+    protocol = Protocol(**measure("reconstruction", vae=vae_of(), **keys)[0].protocol)
+    assert (protocol.frames, protocol.stride_real, protocol.stride_fake) == (5, 3, 3)
+    assert (protocol.count_real, protocol.count_fake, protocol.seed) == (3, 3, 0)
+    assert protocol.features == "lpips-alex" and protocol.weights_sha256 == LPIPS("alex").weights_sha256
+    assert "32" in protocol.resize and protocol.split == f"{videos.name}, val"
+
+
+def test_batch_is_no_part_of_the_result_and_a_finished_one_is_read_back(measure, vae_of, monkeypatch, capsys):
+    first = measure("reconstruction", vae=vae_of(), frames=5, batch=1)
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "reconstruction", None)  # nothing is measured again
+    assert measure("reconstruction", vae=vae_of(), frames=5, batch=3) == first
+    assert capsys.readouterr().out == printed
+
+
+def test_another_config_is_refused(measure, lvdm, videos, vae_of, tmp_path, capsys):
+    measure("reconstruction", vae=vae_of(), frames=5)
+    out = tmp_path / "reconstruction"
+    assert lvdm("evaluate", "reconstruction", vae=vae_of(), videos=videos, size=SIZE, split="all", out=out) == 2
+    assert "belongs to another config (different: frames)" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refinement
+
+
+def test_refinement_compares_middle_frames_with_middle_frames(videos, monkeypatch, tmp_path):
+    """A model that renders the real frames with known offsets, from the even ones alone as far as it can be seen."""
+    clips = clips_of(videos, 17)
+
+    def encode(x: torch.Tensor):
+        (full,) = [clip for clip in clips[:, None] if torch.equal(clip[:, :, ::2], x)]
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=full))
+
+    def refine(full: torch.Tensor):
+        y = full + 0.002
+        y[:, :, 1::2] = full[:, :, 1::2] + 0.2
+        return SimpleNamespace(sample=y)
+
+    model = SimpleNamespace(
+        spec=SimpleNamespace(refines=True),
+        encode=encode,
+        decode=lambda full: SimpleNamespace(sample=full[:, :, ::2] + 0.02),
+        refine=refine,
+    )
+    config = Evaluate(what="refinement", videos=str(videos), size=SIZE, split="all", vae="stub", out="x", batch=1)
+    middle, even = evaluate.refinement(config, model)
+    # An offset d on the scale [-1, 1] is a PSNR of -20 log10(d / 2).
+    assert middle.rows[0][0] == "D2" and middle.rows[0][1] == pytest.approx(20, abs=1e-3)
+    assert [row[0] for row in even.rows] == ["D2", "D1"]
+    assert [row[1] for row in even.rows] == pytest.approx([60, 40], abs=1e-2)
+    d1 = clips[:, :, ::2] + 0.02
+    assert middle.rows[1][0] == "linear blend of D1's neighbours"
+    assert middle.rows[1][1:] == pytest.approx(scores(clips[:, :, 1::2], (d1[:, :, 1:] + d1[:, :, :-1]) / 2), rel=1e-4)
+    assert "middle frames only" in middle.protocol["estimator"] and "even frames only" in even.protocol["estimator"]
+
+
+@torch.no_grad()
+def test_refinement_of_a_real_model(measure, videos, refiner):
+    middle, even = measure("refinement", vae=refiner, frames=9)
+    x, model = clips_of(videos, 9), vae.load(refiner)
+    z = model.encode(x[:, :, ::2]).latent_dist.mean
+    d1, d2 = model.decode(z).sample.clamp(-1, 1), model.refine(z).sample.clamp(-1, 1)
+    assert middle.rows[0][1:] == pytest.approx(scores(x[:, :, 1::2], d2[:, :, 1::2]), rel=1e-4)
+    assert even.rows[0][1:] == pytest.approx(scores(x[:, :, ::2], d2[:, :, ::2]), rel=1e-4)
+    assert even.rows[1][1:] == pytest.approx(scores(x[:, :, ::2], d1), rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generation
+
+
+class Brightness:
+    """In the place of I3D, which takes a second a clip: the mean of a video, whose FVD has a closed form."""
+
+    name, weights_sha256, resize, dim, min_frames = "brightness", "0" * 64, "as it is", 1, 1
+    seen: list[tuple[int, ...]] = []  # noqa: RUF012
+
+    def __init__(self, device):
+        type(self).seen = []
+
+    def __call__(self, video):
+        self.seen.append(tuple(video.shape))
+        assert video.abs().max() <= 1
+        return video.mean((1, 2, 3, 4))[:, None]
+
+
+def fvd(real: torch.Tensor, fake: torch.Tensor) -> float:
+    """The Fréchet distance of two sets of numbers."""
+    real, fake = real.double(), fake.double()
+    return ((real.mean() - fake.mean()) ** 2 + (real.std(correction=0) - fake.std(correction=0)) ** 2).item()
+
+
+@torch.no_grad()
+def test_fvd_of_both_decoders_against_real_clips_at_their_rate(
+    measure, videos, samples, refiner, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    tables = measure("generation", vae=refiner, samples=samples, stride=2, per_video=2, batch=4)
+    real, fake = (9, 32, 32), (9, 32, 32)
+    assert Brightness.seen[:5] == [(1, 3, *fake)] * 5 and Brightness.seen[5:7] == [(4, 3, *real), (2, 3, *real)]
+    assert Brightness.seen[7:] == [(1, 3, 17, 32, 32)] * 5 + [(4, 3, 17, 32, 32), (2, 3, 17, 32, 32)]
+
+    printed = capsys.readouterr().out
+    model, names = vae.load(refiner), ["generated, D1", "generated, D2 (twice the rate)"]
+    files = [load_latent(path) for path in sorted((samples / "latents").iterdir())]
+    for table, name, decode, frames, stride in zip(
+        tables, names, (model.decode, model.refine), (9, 17), (2, 1), strict=True
+    ):
+        rendered = torch.cat([decode(file.latent[None]).sample.clamp(-1, 1) for file in files])
+        clips = clips_of(videos, frames, stride, per_video=2)
+        expected = fvd(clips.mean((1, 2, 3, 4)), rendered.mean((1, 2, 3, 4)))
+        assert table.header == ["", "FVD"] and table.rows[0][0] == name
+        assert table.rows[0][1] == pytest.approx(expected, rel=1e-3) and expected > 1e-4
+        protocol = Protocol(**table.protocol)
+        assert (protocol.frames, protocol.stride_real, protocol.stride_fake) == (frames, stride, 1)
+        assert (protocol.count_real, protocol.count_fake) == (6, 5)
+        assert (protocol.metric, protocol.features, protocol.split) == ("FVD", "brightness", f"{videos.name}, all")
+        assert "biased upwards" in table.note and table.note in printed
+    stored = json.loads((tmp_path / "generation" / "results.json").read_text())
+    assert [Table(**table) for table in stored] == tables
+    with pytest.raises(UserError, match="differ in frames"):
+        require_same([Protocol(**table.protocol) for table in tables])
+
+
+@pytest.fixture
+def eight_fps(refiner, tmp_path):
+    """Two latents at 8 fps, a third of the videos' rate."""
+    (tmp_path / "slow" / "latents").mkdir(parents=True)
+    for i in range(2):
+        z = torch.randn(4, 3, 4, 4, generator=generator(0, "latent", i))
+        save_latent(tmp_path / "slow" / "latents" / f"{i}.safetensors", z, 9, 8.0, vae.load(refiner).latent_sha256())
+    return tmp_path / "slow"
+
+
+def test_at_an_odd_stride_d2_has_no_counterpart(measure, eight_fps, refiner, monkeypatch):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    (table,) = measure("generation", vae=refiner, samples=eight_fps, stride=3)
+    assert table.rows[0][0] == "generated, D1" and "take an even stride" in table.note
+
+
+def test_a_stride_of_another_rate_is_refused(lvdm, videos, eight_fps, refiner, tmp_path, capsys):
+    keys = {"samples": eight_fps, "videos": videos, "out": tmp_path / "out", "stride": 2, "size": SIZE}
+    assert lvdm("evaluate", "generation", vae=refiner, **keys) == 2
+    assert "stride=2: real clips play at 12 fps then, samples at 8" in (error := capsys.readouterr().err)
+    assert "about 3" in error
+
+
+def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_of, monkeypatch):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    (table,) = measure("generation", vae=vae_of(), samples=samples, stride=2)
+    assert "D2" not in table.note
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refused
+
+REFUSED = {
+    "what": ("recon", {}, "what='recon': expected one of reconstruction, refinement, generation (did you mean"),
+    "refinement frames": ("refinement", {"frames": 13}, "frames=13: refinement needs 8n+1, e.g. 9 or 17"),
+    "no D2": ("refinement", {}, "has no refinement decoder"),
+    "no samples": ("generation", {}, "samples: expected the folder that lvdm sample wrote"),
+    "too long": ("reconstruction", {"frames": 41}, "need 41 consecutive frames in the all split"),
+    "size": ("reconstruction", {"size": 36}, "size=36: must be divisible by 8"),
+    "no out": ("reconstruction", {"out": ""}, "out: expected the folder"),
+    "no videos": ("reconstruction", {"videos": "/nowhere"}, "videos=/nowhere: expected a folder of videos"),
+}
+
+
+@pytest.mark.parametrize("what, keys, message", REFUSED.values(), ids=REFUSED)
+def test_refused_in_one_line(what, keys, message, lvdm, videos, vae_of, tmp_path, capsys):
+    open_index(videos)
+    keys = {"vae": vae_of(), "videos": videos, "out": tmp_path / "out", "size": SIZE, "split": "all", **keys}
+    assert lvdm("evaluate", what, **keys) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("left, real", [(1, 3), (5, 1)])
+def test_a_distance_of_fewer_than_two_is_refused(
+    left, real, lvdm, videos, samples, refiner, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    for kind, kept, source in (("latents", left, samples / "latents"), ("videos", real, videos)):
+        (tmp_path / kind).mkdir()
+        for path in sorted(path for path in source.rglob("*") if path.is_file())[:kept]:
+            (tmp_path / kind / path.name).symlink_to(path)
+    keys = {"samples": tmp_path, "videos": tmp_path / "videos", "out": tmp_path / "out", "stride": 2, "size": SIZE}
+    assert lvdm("evaluate", "generation", vae=refiner, split="all", **keys) == 2
+    assert f"needs at least 2 videos a side, got {real} and {left}" in capsys.readouterr().err
+
+
+def test_latents_of_another_vae_are_refused(lvdm, videos, samples, vae_of, tmp_path, capsys):
+    keys = {"samples": samples, "videos": videos, "out": tmp_path / "out", "stride": 2}
+    assert lvdm("evaluate", "generation", vae=vae_of(seed=1), **keys) == 2
+    assert "its latent belongs to another VAE" in capsys.readouterr().err
