@@ -179,13 +179,14 @@ def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
 
 
 def require_same_rate(config: Evaluate, fps: float) -> None:
-    """Refuses a stride at which real clips play at another rate than the samples."""
-    rates = sorted(row.fps for row in open_index(config.videos, config.labels).ok)
-    source = rates[len(rates) // 2]
-    if abs(source / config.stride / fps - 1) > 0.05:
+    """Refuses a stride at which real clips play at other rates than the samples."""
+    rates = [row.fps for row in open_index(config.videos, config.labels).ok]
+    slowest, fastest = min(rates) / config.stride, max(rates) / config.stride
+    if not 0.95 * slowest <= fps <= 1.05 * fastest:
+        play = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
         raise UserError(
-            f"stride={config.stride}: real clips play at {source / config.stride:.4g} fps then, samples at {fps:.4g};"
-            f" give the stride of the latent store, about {max(1, round(source / fps))}"
+            f"stride={config.stride}: real clips play at {play} fps then, samples at {fps:.4g};"
+            f" give the stride of the latent store, about {max(1, round(max(rates) / fps))}"
         )
 
 

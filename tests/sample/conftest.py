@@ -19,7 +19,7 @@ from lvdm.media import write_mp4
 
 @pytest.fixture(autouse=True, scope="package")
 def _alone(tmp_path_factory):
-    """One thread; the user's weights and clips, but another place for the index of the tests' videos."""
+    """One thread of the CPU; the user's weights and clips, but another place for the index of the tests' videos."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     own, users = tmp_path_factory.mktemp("cache"), weights.cache_dir()
@@ -28,6 +28,8 @@ def _alone(tmp_path_factory):
         (own / name).symlink_to(users / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LVDM_CACHE", str(own))
+        patch.setenv("ACCELERATE_USE_CPU", "1")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
     torch.set_num_threads(threads)
 

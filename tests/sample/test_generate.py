@@ -106,6 +106,20 @@ def test_neighbours_do_not_matter(draw, samples):
     assert all(not torch.equal(a, b) for a in five for b in five if a is not b)
 
 
+def test_every_batch_is_padded_to_one_size(draw, monkeypatch):
+    """Bitwise equality holds between batches of one shape only."""
+    sizes = []
+
+    class Spy(GaussianDiffusion):
+        def sample(self, denoise, shape, steps, generators, *rest):
+            sizes.append(len(generators))
+            return super().sample(denoise, shape, steps, generators, *rest)
+
+    monkeypatch.setattr(generate, "GaussianDiffusion", Spy)
+    draw("five", count=5, batch=4)
+    assert sizes == [4, 4]
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 def test_another_batch_size_agrees_within_rounding(batch, draw, samples):
     for a, b in zip(latents(draw("other", count=5, batch=batch)), latents(samples), strict=True):

@@ -1,0 +1,222 @@
+"""The documents are true: their commands parse and run, their Python runs, links lead somewhere, counts are right."""
+
+import importlib
+import re
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dit
+import vae
+from lvdm import cli, weights
+from lvdm import config as configs
+from lvdm.data.reader import probe
+from lvdm.media import write_mp4
+from sample import evaluate
+from sample.evaluate import read_results
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = DOCUMENTS[0].read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(text: str, program: str) -> list[list[str]]:
+    """The words after `program` in every line that a shell block, fenced or indented, begins with it."""
+    fenced = "\n".join(blocks(text, "sh"))
+    indented = "\n".join(
+        line.strip() for line in re.findall(r"^    .*", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    )
+    lines = [shlex.split(line, comments=True) for line in f"{fenced}\n{indented}".splitlines()]
+    return [words[1:] for words in lines if words[:1] == [program]]
+
+
+def inline(text: str) -> list[list[str]]:
+    """The words after `lvdm` in prose, where a verb of ours follows; dots stand for more keys."""
+    found = [code.split() for code in re.findall(r"`lvdm ([^`]+)`", text)]
+    verbs = {verb.split()[0] for verb in cli.VERBS}
+    return [[word for word in words if word != "..."] for words in found if words[0] in verbs]
+
+
+ALL = [
+    (path.name, words) for path in DOCUMENTS for words in commands(path.read_text(), "lvdm") + inline(path.read_text())
+]
+
+
+def parse(words: list[str]):
+    """The config that a command line gives."""
+    for length in (2, 1):
+        if (verb := " ".join(words[:length])) in cli.VERBS:
+            module, _, name = cli.VERBS[verb].config.partition(":")
+            return configs.parse(getattr(importlib.import_module(module), name), words[length:])
+    raise AssertionError(f"no verb in {words}")
+
+
+@pytest.mark.parametrize("document, words", ALL, ids=[f"{name}: {' '.join(words)}" for name, words in ALL])
+def test_command_parses(document, words):
+    parse(words)
+
+
+def test_commands_are_found_and_name_every_verb():
+    verbs = {verb for verb in cli.VERBS if any(" ".join(words).startswith(verb) for _, words in ALL)}
+    assert verbs == set(cli.VERBS) and len(ALL) > 12
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    asked = [words[0] for path in DOCUMENTS for words in commands(path.read_text(), "make")]
+    assert set(asked) >= {"demo", "test", "lint"} and set(asked) <= set(targets)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_pictures_exist(path):
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if not re.match(r"https?:|#", link)]
+    missing = [link for link in links if not (path.parent / link.split("#")[0]).exists()]
+    assert not missing and (links or path.name != "README.md")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes and counts
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def built(recipe: str) -> torch.nn.Module:
+    """The model of a shipped recipe, without its numbers."""
+    values = configs.read_yaml(recipe)
+    with torch.device("meta"):
+        if recipe.startswith("dit/"):
+            classes = {"none": 0, "class": 101}[values.condition]
+            return dit.build(values.model, condition=values.condition, num_classes=classes)
+        if recipe == "vae/refine.yaml":
+            return vae.build("univae", refine=True)
+        return vae.build(values.model, **values.get("model_args", {}))
+
+
+def test_recipe_table_names_every_recipe_and_counts_right():
+    shipped = {str(path.relative_to(configs.configs_root())) for path in configs.configs_root().rglob("*.yaml")}
+    rows = re.findall(r"^\| (`.*?) \| .*? \| (.*?) \|$", README, re.M)
+    named = [(re.findall(r"`([^`]+)`", cell), size) for cell, size in rows]
+    patterns = [recipe for recipes, _ in named for recipe in recipes]
+    assert all(any(fnmatch(recipe, pattern) for pattern in patterns) for recipe in shipped)
+    assert all(any(fnmatch(recipe, pattern) for recipe in shipped) for pattern in patterns)
+    exact = 0
+    for recipes, size in named:
+        numbers = re.findall(r"\d[\d,.]*(?: M)?", size)
+        for recipe, number in zip(recipes, numbers, strict=False):
+            parameters = count(built(recipe))
+            shown = f"{parameters / 1e6:.1f} M" if number.endswith(" M") else f"{parameters:,}"
+            assert number == shown, recipe
+            exact += 1
+    assert exact == 6
+
+
+def test_size_of_the_demo_is_right():
+    text = " ".join((ROOT / "docs" / "demo.md").read_text().split())
+    (shown,) = re.findall(r"([\d.]+) M parameters", text)
+    assert shown == f"{count(built('demo/vae.yaml')) / 1e6:.1f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs
+
+
+@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_python_of_the_readme_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_help_and_dry_run_answer(tmp_path, monkeypatch, capsys):
+    assert "`--dry-run` prints the" in README and "`lvdm VERB --help` explains each key" in README
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*commands(README, "lvdm")[0], "--dry-run"]) == 0
+    assert "234,766,311 of 234,766,311 parameters trained" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert cli.main(["train", "vae", "--help"]) == 0 and "model_args" in capsys.readouterr().out
+
+
+def test_accelerate_launch_takes_the_same_keys(capsys):
+    (name,) = re.findall(r"accelerate launch -m ([\w.]+)", README)
+    program = importlib.import_module(name)
+    assert program.main(["--help"]) == 0 and "phases" in capsys.readouterr().out
+    assert '__name__ == "__main__"' in Path(program.__file__).read_text()
+
+
+# What makes each command of "On your own data" small. Everything else is as the README has it.
+VAE = ["model_args={width: 16, blocks: 1}"]
+LOOP = ["workers=0", "precision=fp32", "threads=1"]
+TINY = {
+    "train vae": [*VAE, *LOOP, "phases=[{samples: 4, batch: 2, frames: 9, size: 32}]"],
+    "train refine": [*LOOP, "phases=[{samples: 2, batch: 2, frames: 9, size: 32}]"],
+    "train latents": ["size=32", "workers=0"],
+    "train dit": ["model_args={depth: 2, width: 32, heads: 2}", *LOOP, "phases=[{samples: 4, batch: 2}]"],
+    "sample": ["count=3", "steps=2", "batch=3"],
+    "render": [],
+    "reconstruct": ["max_frames=9"],
+    "evaluate": ["size=32", "workers=0"],
+}
+
+
+class Brightness:
+    """In the place of I3D, which takes a second a clip."""
+
+    name, weights_sha256, resize, dim, min_frames = "brightness", "0" * 64, "as it is", 1, 1
+
+    def __init__(self, device):
+        pass
+
+    def __call__(self, video):
+        return video.mean((1, 2, 3, 4))[:, None]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """An empty working folder, and the README's /data and my.mp4 in it: 40 frames of 48x64 at 24 fps."""
+    t, y, x = np.mgrid[:40, :48, :64]
+    for number, name in enumerate(
+        ("data/UCF-101/Biking/a", "data/UCF-101/Fencing/b", "data/clips/c", "data/val/d", "my")
+    ):
+        waves = [np.sin((x + t + number) / (5 + k)) * np.cos(y / (6 + k)) for k in range(3)]
+        (path := tmp_path / f"{name}.mp4").parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(path, (127.5 + 87 * np.stack(waves, -1)).astype(np.uint8), 24)
+    cache = weights.cache_dir() / "weights"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(cache)
+    monkeypatch.setenv("LVDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_commands_for_own_data_run_in_their_order(data):
+    section = README.split("## On your own data")[1].split("\n## ")[0]
+    lines = [[word.replace("/data/", f"{data}/data/") for word in words] for words in commands(section, "lvdm")]
+    assert len(lines) == 10
+    for words in lines:
+        (verb,) = (verb for verb in TINY if " ".join(words).startswith(verb))
+        assert cli.main([*words, *TINY[verb]]) == 0, words
+        assert Path(parse(words)[0].out or "my-reconstructed.mp4").exists()
+
+    samples = (data / "samples" / "samples.jsonl").read_text()
+    assert re.findall(r'"class": "(\w+)"', samples) == ["Biking", "Fencing", "Biking"]
+    d1, d2, again = (probe(f"samples/{name}/000001.mp4") for name in ("d1", "d2", "again"))
+    assert (d1.frames, d1.fps) == (17, 12) and (d2.frames, d2.fps) == (again.frames, again.fps) == (33, 24)
+    assert probe("my-reconstructed.mp4").frames == 9
+    tables = {name: read_results(data / "metrics" / name) for name in ("reconstruction", "refinement", "fvd")}
+    assert [len(table) for table in tables.values()] == [1, 2, 2]
