@@ -134,11 +134,6 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
     return page.write(folder / "index.html")
 
 
-def shots(row: Any) -> str:
-    """First frames of the shots of an index row."""
-    return ", ".join(str(start) for start, _ in row.shots())
-
-
 def generated(out: Path, folder: Path) -> Iterator[list[Any]]:
     """A group of players a class: two samples, each by D1 and D2."""
     from lvdm.report import Player

@@ -1,6 +1,7 @@
 """Tiny videos, untrained models and a latent store, for the programs that use models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,34 +18,47 @@ from lvdm.latents import LatentSpace, LatentStore
 from lvdm.media import write_mp4
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _alone(tmp_path_factory):
-    """One thread of the CPU; the user's weights and clips, but another place for the index of the tests' videos."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """The user's weights and clips, but another place for the index of the tests' videos."""
     own, users = tmp_path_factory.mktemp("cache"), weights.cache_dir()
     for name in ("weights", "videos"):
         (users / name).mkdir(parents=True, exist_ok=True)
         (own / name).symlink_to(users / name)
+    return own
+
+
+@contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """One thread of the CPU, where results repeat bitwise, and no trace in the user's cache."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LVDM_CACHE", str(own))
+        patch.setenv("LVDM_CACHE", str(cache))
         patch.setenv("ACCELERATE_USE_CPU", "1")
         patch.setattr(torch.cuda, "is_available", lambda: False)
         yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="package")
-def lvdm() -> Callable[..., int]:
+@pytest.fixture(autouse=True)
+def _alone(cache):
+    with alone(cache):
+        yield
+
+
+@pytest.fixture(scope="session")
+def lvdm(cache) -> Callable[..., int]:
     """`lvdm("sample", dit=..., **keys)` runs the command in this process and returns its exit code."""
 
     def run(verb: str, *words: object, **keys: object) -> int:
-        return main([*verb.split(), *map(str, words), *(f"{key}={value}" for key, value in keys.items())])
+        with alone(cache):
+            return main([*verb.split(), *map(str, words), *(f"{key}={value}" for key, value in keys.items())])
 
     return run
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> Path:
     """Three videos of 40 frames at 24 fps, moving waves, in the class folders `left` and `right`."""
     folder = tmp_path_factory.mktemp("videos")
@@ -61,7 +75,7 @@ def waves(frames: int, height: int, width: int, speed: float = 1.0, number: int 
     return (127.5 + 87 * np.stack(channels, -1)).astype(np.uint8)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def vae_of(tmp_path_factory) -> Callable[..., str]:
     """`vae_of(seed=1, norm="clip")`: the folder of an exported tiny VAE."""
     made: dict[str, str] = {}
@@ -77,19 +91,19 @@ def vae_of(tmp_path_factory) -> Callable[..., str]:
     return export
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def refiner(vae_of) -> str:
     """The VAE of the store, with D2."""
     return vae_of(refine=True)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def inexact(vae_of) -> str:
     """A VAE with D2 that does not stream exactly."""
     return vae_of(refine=True, norm="clip", upsample="trilinear")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def store(lvdm, videos, refiner, tmp_path_factory) -> Path:
     """Six latents of 9 frames of 32x32 at 12 fps, of two classes."""
     out = tmp_path_factory.mktemp("store")
@@ -98,7 +112,7 @@ def store(lvdm, videos, refiner, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def dit_of(store, tmp_path_factory) -> Callable[..., str]:
     """`dit_of(label_dropout=0)`: the folder of an exported tiny Latte for the latents of `store`."""
 
@@ -117,13 +131,13 @@ def dit_of(store, tmp_path_factory) -> Callable[..., str]:
     return export
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def transformer(dit_of) -> str:
     """Class-conditional, with a null class."""
     return dit_of()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def samples(lvdm, transformer, refiner, tmp_path_factory) -> Path:
     """Five videos drawn from `transformer`, rendered by D1 and D2."""
     out = tmp_path_factory.mktemp("samples")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,11 +23,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(cache, tmp_path_factory):
     """What `lvdm demo size=smoke` left in an empty folder, and what it said."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "lvdm", "demo", "size=smoke"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = {**os.environ, "LVDM_CACHE": str(cache)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "demo", done
 
