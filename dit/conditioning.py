@@ -42,10 +42,6 @@ class Condition:
         """This batch followed by `other`, which must be of the same kind."""
         return self if self.labels is None else Condition(torch.cat([self.labels, other.labels]))
 
-    def __getitem__(self, index: slice | Tensor) -> "Condition":
-        """The conditions of some rows of the batch."""
-        return self if self.labels is None else Condition(self.labels[index])
-
     def to(self, device: torch.device | str) -> "Condition":
         return self if self.labels is None else Condition(self.labels.to(device))
 

@@ -208,6 +208,9 @@ class Latte(ModelMixin, ConfigMixin):
 
 def _check(config) -> None:
     """Raises UserError, naming the key, for a config that makes no Latte."""
+    for key in ("in_channels", "frames", "patch", "depth", "width", "heads"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UserError(f"{key}={config[key]!r}: expected a whole number of at least 1")
     height, width = config.size
     if config.depth < 2 or config.depth % 2:
         raise UserError(f"depth={config.depth}: expected an even number, spatial and temporal blocks come in pairs")

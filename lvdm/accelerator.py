@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,13 +25,14 @@ def make_accelerator(
     AcceleratorState._reset_state()  # several programs, of different precision, run one after another in a plan
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # torch's default for convolutions is TF32
-    cuda = torch.cuda.is_available()
+    torch.use_deterministic_algorithms(deterministic)
+    cuda = device().type == "cuda"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one.
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not cuda else []
+    # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one. The others
+    # wait while the main process looks at every video for the first time, which may take hours.
+    group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(days=1))
+    handlers = [group] if several else []
     if not cuda and deepspeed:
         _skip_shared_memory_build()
     try:
@@ -54,10 +57,24 @@ def make_accelerator(
 
 
 def for_training(config: Any) -> Any:
-    """The Accelerator that a training config asks for."""
-    return make_accelerator(
+    """The Accelerator that a training config asks for; refuses batches that cannot be shared out, in any phase."""
+    accelerator = make_accelerator(
         config.precision, config.accumulate, config.tracker, folder=config.out, deterministic=config.deterministic
     )
+    parts = config.accumulate * accelerator.num_processes
+    for i, phase in enumerate(config.phases):
+        if phase.batch % parts:
+            raise UserError(
+                f"phases[{i}].batch={phase.batch}: must be divisible by accumulate x processes = "
+                f"{config.accumulate} x {accelerator.num_processes}"
+            )
+    return accelerator
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU; fp32 means fp32 from then on: torch's default for convolutions is TF32."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mean_over_processes(accelerator: Any, values: dict[str, float]) -> dict[str, float]:
@@ -75,9 +92,10 @@ def close(accelerator: Any) -> None:
     sys.stderr.flush()
 
 
-def threads(count: int) -> int:
-    """Sets the CPU threads of torch (0 leaves its default) and returns how many there are: results repeat bitwise at an
-    equal count only, so runs record it."""
+def threads(count: int, log: Sequence[dict[str, Any]] = ()) -> int:
+    """Sets the CPU threads of torch and returns how many there are. Results repeat bitwise at an equal count only, so
+    runs record it: 0 takes the count that a run's `log` began with, or else torch's default."""
+    count = count or next((record["threads"] for record in log if "threads" in record), 0)
     if count:
         torch.set_num_threads(count)
     return torch.get_num_threads()

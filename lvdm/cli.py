@@ -76,7 +76,8 @@ def program(
     try:
         parsed, flags = configs.parse(config, argv)
         if flags.help:
-            print(configs.usage(config, config.__name__))
+            verb = next(name for name, verb in VERBS.items() if verb.config.endswith(f":{config.__name__}"))
+            print(configs.usage(config, f"lvdm {verb}"))
         elif flags.plan:
             if plan is None:
                 raise UserError("--plan: this command runs one program, not a plan; try --dry-run")
@@ -125,5 +126,8 @@ def _resolve(target: str) -> Any:
 
 
 def _complain(error: UserError) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if "Original Traceback" in text:  # a DataLoader's process sends its whole traceback; the last line is the message
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return 2

@@ -69,7 +69,7 @@ def parse(cls: type[T], argv: list[str]) -> tuple[T | None, Flags]:
             recipe = word.removeprefix("--config=")
         elif word.startswith("--") and "=" not in word:
             _refuse_unknown_key(cls, name, "command line")
-            bare = _field_type(cls, name) is bool and (not words or words[0] not in ("true", "false"))
+            bare = _field_type(cls, name) in (bool, bool | None) and (not words or words[0] not in ("true", "false"))
             _set_last(overrides, name, "true" if bare else _value_of(word, words))
         elif "=" in word:
             key, _, value = word.removeprefix("--").partition("=")

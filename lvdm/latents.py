@@ -8,9 +8,7 @@ a writer that was killed goes on from the missing shards, and several processes 
 
 import hashlib
 import json
-import os
 import reprlib
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lvdm.errors import UserError
+from lvdm.files import write_bytes
 
 VERSION = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -141,8 +140,12 @@ class Manifest:
         """The items in a shard."""
         return range(self.count)[shard * self.shard_size : (shard + 1) * self.shard_size]
 
+    def hash(self) -> str:
+        """Hex digest of all it says."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
     def save(self, folder: Path) -> None:
-        _write(folder / "manifest.json", (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+        write_bytes(folder / "manifest.json", (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -241,7 +244,7 @@ class LatentWriter:
             raise UserError(
                 f"{self.folder}: {len(missing)} of {self.manifest.shards} shards missing ({first}); {AGAIN}"
             )
-        for leftover in self.folder.glob(".*.tmp"):  # of writers that were killed
+        for leftover in self.folder.glob(".*.part*"):  # of writers that were killed
             leftover.unlink()
         shards = range(self.manifest.shards)
         moments = [_metadata(_open_shard(self.folder, self.manifest, shard)) for shard in shards]
@@ -357,7 +360,7 @@ class LatentSpace:
     num_frames: int
     """Pixel frames of a clip."""
     fps: float
-    """Frames a second of a clip: the median over the store."""
+    """Frames a second of a clip: the median over the first thousand items."""
     stride: int
     """Source frames from one frame of a clip to the next."""
     classes: Sequence[str]
@@ -429,17 +432,8 @@ def load_latent(path: str | Path) -> LatentFile:
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
     # Through bytes: safetensors' own save_file makes files that only their owner may read.
-    _write(path, save(tensors, {KEY: json.dumps(metadata)}))
+    write_bytes(path, save(tensors, {KEY: json.dumps(metadata)}))
 
 
 def _metadata(file: safe_open) -> dict[str, Any]:
     return json.loads((file.metadata() or {}).get(KEY, "{}"))
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

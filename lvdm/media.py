@@ -1,6 +1,5 @@
 """Pictures and videos for people: mp4 files that browsers play, contact sheets, and the way from floats to bytes."""
 
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,9 +10,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from lvdm.errors import UserError
+from lvdm.files import replacing
 
 # the matrix that FFmpeg converts RGB with; players guess another one for large untagged pictures
-H264 = {"crf": "12", "colorspace": "smpte170m", "color_primaries": "smpte170m", "color_trc": "smpte170m"}
+H264 = {
+    "crf": "12",
+    "threads": "1",
+    "colorspace": "smpte170m",
+    "color_primaries": "smpte170m",
+    "color_trc": "smpte170m",
+}
 
 
 def to_float(video: torch.Tensor) -> torch.Tensor:
@@ -34,26 +40,22 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray | torch.Tensor], fps
     positive or there is no frame.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     rate = Fraction(fps).limit_denominator(1001)  # 29.97... is 30000/1001
     if rate <= 0:
         raise UserError(f"{path}: {fps} is not a frame rate")
-    try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=rate, pix_fmt="yuv420p", options=H264)
-            for frame in frames:
-                frame = np.asarray(frame)
-                height, width = frame.shape[:2]
-                frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                if not stream.codec_context.is_open:
-                    stream.height, stream.width = frame.shape[:2]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    options = {"movflags": "faststart"}
+    with replacing(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, pix_fmt="yuv420p", options=H264)
+        for frame in frames:
+            frame = np.asarray(frame)
+            height, width = frame.shape[:2]
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             if not stream.codec_context.is_open:
-                raise UserError(f"{path}: there are no frames to write")
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+                stream.height, stream.width = frame.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        if not stream.codec_context.is_open:
+            raise UserError(f"{path}: there are no frames to write")
+        container.mux(stream.encode())
 
 
 def contact_sheet(
@@ -74,6 +76,5 @@ def contact_sheet(
             ImageDraw.Draw(sheet).text((2, y + 2), labels[i], fill="black")
         sheet.paste(Image.fromarray(strip), (0, y + head))
         y += head + strip.shape[0]
-    part = path.with_name(path.name + ".part")
-    sheet.save(part, format="PNG")
-    os.replace(part, path)
+    with replacing(path) as part:
+        sheet.save(part, format="PNG")

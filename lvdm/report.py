@@ -16,7 +16,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import av
 import numpy as np
 
 from lvdm.errors import UserError
+from lvdm.files import write_text
 from lvdm.report_style import CONTROLS, SCRIPT, STYLE
 
 Cell = str | int | float | None
@@ -171,9 +171,7 @@ class Page:
         """Writes the page to `path` at once (temporary name, then rename), makes its folder, and returns `path`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.html(), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, self.html())
         return path
 
 

@@ -1,6 +1,7 @@
 """A run folder: the config it belongs to, a log that never lies, checkpoints that are whole, and the export.
 
     config.yaml            the resolved config
+    inputs.json            hashes of the data it reads
     log.jsonl              one JSON object a line
     checkpoints/<samples>/ all that is needed to go on
     export/                EMA weights in the from_pretrained format
@@ -20,6 +21,7 @@ from typing import Any
 
 from lvdm.config import read_yaml, to_dict, to_yaml
 from lvdm.errors import UserError
+from lvdm.files import write_text
 
 
 class RunFolder:
@@ -52,6 +54,19 @@ class RunFolder:
         """Marks the run as finished, with figures worth keeping."""
         if self.main:
             write_text(self.path / "finished.json", json.dumps(summary, indent=2))
+
+    def bind(self, **inputs: str) -> None:
+        """Ties the run to what it reads (hashes of an index or a store); a UserError when that has changed since."""
+        path = self.path / "inputs.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        changed = [name for name, value in inputs.items() if before.get(name, value) != value]
+        if changed:
+            raise UserError(
+                f"out={self.path}: its {', '.join(changed)} changed since this run began;"
+                " choose another out, or put them back as they were"
+            )
+        if self.main:
+            write_text(path, json.dumps({**before, **inputs}, indent=2))
 
     # ---- log ---------------------------------------------------------------------------------------------------------
 
@@ -147,13 +162,6 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def same_config(folder: Path, config: Any) -> list[str]:

@@ -89,6 +89,9 @@ class Reconstruct:
     short_side: int = 0
     """Resize the short side to so many pixels first; 0 keeps the size."""
 
+    def __post_init__(self) -> None:
+        at_least(self, max_frames=0, short_side=0)
+
 
 @dataclass
 class Evaluate(Videos):
@@ -100,7 +103,7 @@ class Evaluate(Videos):
     """
 
     positionals: ClassVar[tuple[str, ...]] = ("what",)
-    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "threads", "batch")
+    operational: ClassVar[tuple[str, ...]] = ("cache_gib", "threads", "batch")
 
     what: str = "reconstruction"
     """reconstruction, refinement or generation."""
@@ -115,9 +118,9 @@ class Evaluate(Videos):
     frames: int = 17
     """Frames a clip: 4n+1; for refinement 8n+1, of which the encoder sees every second. Generation: as sampled."""
     size: int = 256
-    """Height and width."""
+    """Height and width; generation takes the samples'."""
     stride: int = 1
-    """Every how many frames of the video a frame is taken."""
+    """Every how many frames of the video a frame is taken; for generation, as in the latent store."""
     per_video: int = 1
     """Clips a video, evenly spaced; 0 takes every window without overlap."""
     batch: int = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lvdm.cli import program
-from lvdm.run import read_log
+from lvdm.run import RunFolder, read_log
 from sample.configs import Demo
 from sample.plan import Plan
 
@@ -55,7 +55,8 @@ def fetch() -> str:
 
 
 def check(videos: str, config: Demo) -> None:
-    """Refuses videos that a later step could not use, and missing weights, before the first step spends time."""
+    """Refuses videos that a later step could not use, videos that have changed since the demo began, and missing
+    weights, before the first step spends time."""
     from lvdm import weights
     from lvdm.data.clips import ClipPolicy, Clips
     from lvdm.data.index import open_index
@@ -65,6 +66,7 @@ def check(videos: str, config: Demo) -> None:
     print(f"{len(index.ok)} videos, {shots} shots, {sum(row.frames for row in index.ok)} frames in {index.root}")
     for split in ("train", "val"):
         Clips(index, ClipPolicy(FRAMES, 1, SIZE, split=split, holdout=HOLDOUT), seed=config.seed)
+    RunFolder(config.out, config).bind(videos=index.hash())
     for name in weights.SOURCES:
         weights.load(name)
 
@@ -157,11 +159,11 @@ def reconstructions(config: Demo, videos: str, folder: Path) -> Iterator[list[An
     import torch
 
     import vae
+    from lvdm.accelerator import device
     from lvdm.data.clips import ClipPolicy, Clips
     from lvdm.data.index import open_index
     from lvdm.media import to_float, to_uint8, write_mp4
     from lvdm.report import Player
-    from sample.render import device
 
     model = vae.load(f"{config.out}/refine").to(device())
     clips = Clips(open_index(videos, config.labels), ClipPolicy(FRAMES, 1, SIZE, split="val", holdout=HOLDOUT), seed=0)

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 
 import vae
 from lvdm import accelerator as accelerators
+from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
 from lvdm.errors import UserError
+from lvdm.files import write_text
 from lvdm.latents import LatentFile
 from lvdm.media import to_float
 from lvdm.metrics.features import I3DFeatures, full_precision
@@ -24,10 +26,12 @@ from lvdm.metrics.frechet import ESTIMATOR, FeatureStats, frechet_distance
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol
 from lvdm.progress import Bar, bar
-from lvdm.run import RunFolder, write_text
+from lvdm.run import RunFolder
 from sample.configs import Evaluate
-from sample.render import device, frames, latent_files, load_for, require_refiner
+from sample.render import frames, latent_files, load_all, require_refiner
 from vae.base import VideoVAE
+
+THUMBNAIL = "upscaled 1/8 thumbnail"
 
 
 @dataclass
@@ -78,56 +82,65 @@ def reconstruction(config: Evaluate, model: VideoVAE) -> list[Table]:
     """D1's frames and an upscaled thumbnail, against the originals."""
     name = f"{type(model).__name__}, D1"
 
-    def render(x: Tensor) -> dict[str, Tensor]:
-        return {name: autoencode(model, x), "upscaled 1/8 thumbnail": thumbnail(x)}
+    def views(x: Tensor) -> list[View]:
+        return [View("Reconstruction", "all frames", x, {name: autoencode(model, x), THUMBNAIL: thumbnail(x)})]
 
-    return [compare(config, "Reconstruction of held-out clips", render, lambda x: x)]
+    return compare(config, views)
 
 
 def refinement(config: Evaluate, model: VideoVAE) -> list[Table]:
     """D2's middle frames, which the encoder never saw, and its even ones, each beside what needs no D2."""
     require_refiner(model, True, config.vae)
 
-    def render(x: Tensor) -> tuple[Tensor, Tensor]:
+    def views(x: Tensor) -> list[View]:
         z = model.encode(x[:, :, ::2]).latent_dist.mean
-        return model.decode(z).sample.clamp(-1, 1), model.refine(z).sample.clamp(-1, 1)
+        d1, d2 = model.decode(z).sample.clamp(-1, 1), model.refine(z).sample.clamp(-1, 1)
+        middle = {"D2": d2[:, :, 1::2], "linear blend of D1's neighbours": (d1[:, :, 1:] + d1[:, :, :-1]) / 2}
+        even = {"D2": d2[:, :, ::2], "D1": d1}
+        return [
+            View("Middle frames at twice the rate", "middle frames only", x[:, :, 1::2], middle),
+            View("The frames between them, which the encoder saw", "even frames only", x[:, :, ::2], even),
+        ]
 
-    def middle(x: Tensor) -> dict[str, Tensor]:
-        d1, d2 = render(x)
-        return {"D2": d2[:, :, 1::2], "linear blend of D1's neighbours": (d1[:, :, 1:] + d1[:, :, :-1]) / 2}
+    return compare(config, views)
 
-    def even(x: Tensor) -> dict[str, Tensor]:
-        d1, d2 = render(x)
-        return {"D2": d2[:, :, ::2], "D1": d1}
 
-    return [
-        compare(config, "Middle frames at twice the rate", middle, lambda x: x[:, :, 1::2], "middle frames only"),
-        compare(
-            config, "The frames between them, which the encoder saw", even, lambda x: x[:, :, ::2], "even frames only"
-        ),
-    ]
+@dataclass
+class View:
+    """Some frames of a batch, and what is compared with them: one table of a comparison."""
+
+    title: str
+    which: str
+    target: Tensor
+    renderings: dict[str, Tensor]
 
 
 @torch.no_grad()
-def compare(
-    config: Evaluate,
-    title: str,
-    render: Callable[[Tensor], dict[str, Tensor]],
-    target: Callable[[Tensor], Tensor],
-    which: str = "all frames",
-) -> Table:
-    """PSNR, SSIM and LPIPS of each rendering of the clips, means over frames and then clips."""
+def compare(config: Evaluate, views: Callable[[Tensor], list[View]]) -> list[Table]:
+    """PSNR, SSIM and LPIPS of each rendering in each view of the clips, means over frames and then clips."""
     clips, count = clips_of(config, config.frames, config.stride)
     lpips = LPIPS("alex").to(device())
-    scores: dict[str, list[Tensor]] = {}
+    scores: dict[tuple[str, str], dict[str, list[Tensor]]] = {}
     with bar("evaluate", count) as progress:
         for x in batches(clips, config):
-            for name, y in render(x).items():
-                with full_precision(x.device):  # each metric is (B, T): (B, T, 3)
-                    values = torch.stack([m(target(x), y).cpu().double() for m in (psnr, ssim, lpips.video)], -1)
-                scores.setdefault(name, []).append(values.mean(1))
+            for view in views(x):
+                table = scores.setdefault((view.title, view.which), {})
+                for name, y in view.renderings.items():
+                    with full_precision(x.device):  # each metric is (B, T): (B, T, 3)
+                        values = [m(view.target, y).cpu().double() for m in (psnr, ssim, lpips.video)]
+                    table.setdefault(name, []).append(torch.stack(values, -1).mean(1))
             progress.advance(len(x))
-    protocol = Protocol(
+    tables = []
+    for (title, which), table in scores.items():
+        rows = [[name, *torch.cat(values).mean(0).tolist()] for name, values in table.items()]
+        protocol = frame_protocol(config, clips, count, lpips, which)
+        tables.append(Table(title, ["", "PSNR (dB)", "SSIM", "LPIPS"], rows, protocol.to_dict()))
+    return tables
+
+
+def frame_protocol(config: Evaluate, clips: Clips, count: int, lpips: LPIPS, which: str) -> Protocol:
+    """How the frame metrics were made."""
+    return Protocol(
         metric="PSNR, SSIM, LPIPS",
         features="lpips-alex",
         weights_sha256=lpips.weights_sha256,
@@ -141,8 +154,6 @@ def compare(
         seed=0,
         estimator=f"mean of per-frame values, then over clips; {which}",
     )
-    rows = [[name, *torch.cat(values).mean(0).tolist()] for name, values in scores.items()]
-    return Table(title, ["", "PSNR (dB)", "SSIM", "LPIPS"], rows, protocol.to_dict())
 
 
 def autoencode(model: VideoVAE, x: Tensor) -> Tensor:
@@ -166,7 +177,8 @@ def thumbnail(x: Tensor) -> Tensor:
 @torch.no_grad()
 def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     """FVD of generated latents against real clips, for D1 and, at twice the rate, for D2."""
-    files = [load_for(model, file, config.vae) for file in latent_files(f"{config.samples}/latents")]
+    files = load_all(model, latent_files(f"{config.samples}/latents"), config.vae)
+    config = replace(config, size=size_of(files, model, config))
     require_same_rate(config, files[0].fps)
     extractor = I3DFeatures(device())
     decoders = [False, True] if model.spec.refines and config.stride % 2 == 0 else [False]
@@ -176,6 +188,15 @@ def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     if model.spec.refines and len(tables) == 1:
         tables[0].note += f" D2's rate has no real counterpart at stride {config.stride} / 2: take an even stride."
     return tables
+
+
+def size_of(files: list[LatentFile], model: VideoVAE, config: Evaluate) -> int:
+    """Height and width of the samples, which the real clips are cut to; refuses samples that differ among themselves."""
+    shapes = {(tuple(file.latent.shape), file.num_frames, file.fps) for file in files}
+    height, width = files[0].latent.shape[-2:]
+    if len(shapes) > 1 or height != width:
+        raise UserError(f"samples={config.samples}: expected square videos of one size, length and rate, got {shapes}")
+    return height * model.spec.space_factor
 
 
 def require_same_rate(config: Evaluate, fps: float) -> None:

@@ -15,11 +15,12 @@ from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.diffusion import GaussianDiffusion, guided
 from lvdm.errors import UserError, nearest
+from lvdm.files import write_text
 from lvdm.latents import LatentSpace, load_latent, save_latent
 from lvdm.media import contact_sheet, to_uint8
 from lvdm.progress import bar
 from lvdm.rng import generator
-from lvdm.run import RunFolder, write_text
+from lvdm.run import RunFolder
 from sample.configs import Generate
 from sample.render import frames, render, require_refiner
 from vae.base import VideoVAE
@@ -31,6 +32,7 @@ def run(config: Generate) -> Path:
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
+        accelerators.close(accelerator)
         return folder.path
     accelerators.threads(config.threads)
     transformer = dit.load(config.dit).to(accelerator.device)

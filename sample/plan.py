@@ -15,8 +15,9 @@ from typing import Any
 from lvdm import config as configs
 from lvdm.cli import VERBS
 from lvdm.errors import UserError, nearest
+from lvdm.files import write_text
 from lvdm.progress import whole
-from lvdm.run import finished, same_config, write_text
+from lvdm.run import finished, same_config
 
 
 @dataclass

@@ -10,16 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae
+from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.data.clips import resize
 from lvdm.data.reader import iter_frames, probe
 from lvdm.errors import UserError
 from lvdm.media import to_float, to_uint8, write_mp4
+from lvdm.metrics.features import full_precision
 from lvdm.metrics.frames import psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
 from sample.configs import Reconstruct
-from sample.render import device, require_refiner
+from sample.render import require_refiner
 from vae.base import VideoVAE
 
 
@@ -28,11 +30,10 @@ def run(config: Reconstruct) -> Path:
     if not Path(config.video).is_file():
         raise UserError(f"video={config.video}: no such file")
     info = probe(config.video)
+    path = output(config)
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
     count = min(info.frames, config.max_frames or info.frames)
-    path = Path(config.out or f"{Path(config.video).stem}-reconstructed.mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": [], "LPIPS": []}
     lpips = LPIPS("alex").to(model.device)
 
@@ -41,7 +42,7 @@ def run(config: Reconstruct) -> Path:
             for x, y in reconstruct(model, original(config, count), config.refine):
                 scores["PSNR"].append(psnr(x, y))
                 scores["SSIM"].append(ssim(x, y))
-                with torch.no_grad():
+                with torch.no_grad(), full_precision(x.device):
                     scores["LPIPS"].append(lpips.video(x, y))
                 progress.advance(x.shape[2])
                 yield from to_uint8(torch.cat([x, y], -1)[0].cpu()).permute(1, 2, 3, 0)
@@ -50,6 +51,18 @@ def run(config: Reconstruct) -> Path:
     means = {name: torch.cat(values, 1).mean().item() for name, values in scores.items()}
     print(f"{path}: original | reconstruction, {count} frames")
     print(f"PSNR {means['PSNR']:.2f} dB, SSIM {means['SSIM']:.4f}, LPIPS (alex) {means['LPIPS']:.4f}")
+    return path
+
+
+def output(config: Reconstruct) -> Path:
+    """The mp4 to write, never the video itself."""
+    path = Path(config.out or f"{Path(config.video).stem}-reconstructed.mp4")
+    if path.suffix != ".mp4" or path.is_dir() or (path.exists() and path.samefile(config.video)):
+        raise UserError(f"out={path}: expected the name of an .mp4 file to write, other than the video's")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={path}: cannot make its folder: {error.strerror}") from None
     return path
 
 

@@ -8,29 +8,30 @@ import torch
 from torch import Tensor
 
 import vae
+from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.errors import UserError
 from lvdm.latents import LatentFile, load_latent
 from lvdm.media import to_uint8, write_mp4
 from lvdm.progress import bar
+from lvdm.run import RunFolder
 from sample.configs import Render
 from vae.base import VideoVAE
 
 
 def run(config: Render) -> Path:
-    """Renders every latent file to `config.out`, and skips those already there."""
+    """Renders every latent file to `config.out`; the same command again goes on with those that are missing."""
     files = latent_files(config.latents)
+    folder = RunFolder(config.out, config)
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    missing = [file for file in files if not (out / f"{file.stem}.mp4").exists()]
+    missing = [file for file in files if not (folder.path / f"{file.stem}.mp4").exists()]
     with bar("render", len(missing)) as progress:
-        for file in missing:
-            render(model, load_for(model, file, config.vae), out / f"{file.stem}.mp4", config.refine)
+        for file, latent in zip(missing, load_all(model, missing, config.vae), strict=True):
+            render(model, latent, folder.path / f"{file.stem}.mp4", config.refine)
             progress.advance()
-    print(f"{out}: {len(missing)} videos rendered, {len(files) - len(missing)} were there already")
-    return out
+    print(f"{folder.path}: {len(missing)} videos rendered, {len(files) - len(missing)} were there already")
+    return folder.path
 
 
 @torch.no_grad()
@@ -63,26 +64,22 @@ def latent_files(latents: str) -> list[Path]:
     return files
 
 
-def load_for(model: VideoVAE, file: Path, spec: str) -> LatentFile:
-    """A latent file, refused when another VAE made it."""
-    latent = load_latent(file)
-    if latent.vae_sha256 != model.latent_sha256():
-        raise UserError(
-            f"{file}: its latent belongs to another VAE (weights {latent.vae_sha256[:12]}) than vae={spec}"
-            f" ({model.latent_sha256()[:12]}): name the VAE that it was made with"
-        )
-    return latent
+def load_all(model: VideoVAE, files: list[Path], spec: str) -> list[LatentFile]:
+    """Latent files, refused when another VAE made one of them."""
+    sha256, latents = model.latent_sha256(), [load_latent(file) for file in files]
+    for file, latent in zip(files, latents, strict=True):
+        if latent.vae_sha256 != sha256:
+            raise UserError(
+                f"{file}: its latent belongs to another VAE (weights {latent.vae_sha256[:12]}) than vae={spec}"
+                f" ({sha256[:12]}): name the VAE that it was made with"
+            )
+    return latents
 
 
 def require_refiner(model: VideoVAE, refine: bool, spec: str) -> None:
     """Refuses to refine with a VAE that has no D2."""
     if refine and not model.spec.refines:
         raise UserError(f"vae={spec} has no refinement decoder: train one (lvdm train refine) or drop refine")
-
-
-def device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main(argv: list[str] | None = None) -> int:

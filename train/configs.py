@@ -89,7 +89,8 @@ class Training:
     tracker: str = "none"
     """none, wandb or tensorboard; log.jsonl is always written."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's default. Results repeat bitwise at an equal count."""
+    """CPU threads; 0 takes torch's default, and on resume the count of the start: results repeat bitwise at an equal
+    count."""
     deterministic: bool = False
     """Ask CUDA for repeatable kernels (the CPU's repeat anyway)."""
 
@@ -97,7 +98,10 @@ class Training:
         choice(self, "precision", PRECISIONS)
         choice(self, "tracker", TRACKERS)
         choice(self, "non_finite", ("stop", "skip"))
-        at_least(self, accumulate=1, warmup=0, clip=0, save_every=1, keep=1, ema=0)
+        at_least(self, accumulate=1, warmup=0, clip=0, save_every=1, keep=1, ema=0, beta1=0, beta2=0)
+        for key in ("ema", "beta1", "beta2"):
+            if getattr(self, key) >= 1:
+                raise UserError(f"{key}={getattr(self, key)}: expected a decay from 0 to below 1")
         if not self.phases:
             raise UserError("phases: expected at least one phase")
         for i, phase in enumerate(self.phases):
@@ -123,19 +127,12 @@ class Videos:
     """Class of a video: folder (its parent folder), file (its name), none, or auto (see `lvdm.data.index`)."""
     holdout: float = 0.0
     """Last part of each shot that training never sees (0.2 = the last fifth)."""
-    crop: str = "random"
-    """Square crop: random or center."""
-    flip: bool = True
-    """Mirror half of the clips; a latent store keeps each clip both ways."""
-    workers: int = 2
-    """Processes that decode videos; 0 decodes in this one."""
     cache_gib: float = 2.0
-    """Decoded videos are kept in memory where all of them fit in so many GiB."""
+    """Decoded videos stay in memory, in each process, where all of them fit in so many GiB."""
 
     def __post_init__(self) -> None:
         choice(self, "labels", ("auto", "folder", "file", "none"))
-        choice(self, "crop", ("random", "center"))
-        at_least(self, holdout=0.0, workers=0, cache_gib=0.0)
+        at_least(self, holdout=0.0, cache_gib=0.0)
         if self.holdout >= 1.0:
             raise UserError(f"holdout={self.holdout}: expected a part between 0 and 1")
 
@@ -146,7 +143,12 @@ class Rendering:
 
     phases: list[ClipPhase] = field(default_factory=lambda: [ClipPhase()])
     """The curriculum; one phase is the normal case."""
-
+    crop: str = "random"
+    """Square crop: random or center."""
+    flip: bool = True
+    """Mirror half of the clips."""
+    workers: int = 2
+    """Processes that decode videos; 0 decodes in this one."""
     lpips_weight: float = 1.0
     """Weight of LPIPS (VGG)."""
     lpips_start: int = 0
@@ -168,12 +170,16 @@ class Rendering:
         """Refuses phases whose frames are not `group` * n + 1 or whose size is not divisible by 8."""
         Training.__post_init__(self)
         Videos.__post_init__(self)
+        choice(self, "crop", ("random", "center"))
         choice(self, "discriminator_norm", ("group", "batch"))
+        at_least(self, workers=0, lpips_weight=0.0, adversarial_weight=0.0, discriminator_width=1)
         for i, phase in enumerate(self.phases):
             if phase.frames % group != 1:
                 n = phase.frames // group * group + 1
                 raise UserError(f"phases[{i}].frames={phase.frames}: expected {group}n+1, e.g. {n} or {n + group}")
             check_size(f"phases[{i}].size", phase.size)
+            if self.lpips_weight and phase.size < 16:
+                raise UserError(f"phases[{i}].size={phase.size}: LPIPS needs at least 16, or set lpips_weight=0")
 
 
 @dataclass
@@ -218,7 +224,7 @@ class TrainRefine(Rendering, Training, Videos):
 class Latents(Videos):
     """Encode a folder of videos once: a store of posterior means and variances for training the DiT."""
 
-    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "threads", "batch")
+    operational: ClassVar[tuple[str, ...]] = ("cache_gib", "threads", "batch")
 
     out: str = ""
     """Folder of the store. The same command again resumes."""
@@ -234,6 +240,8 @@ class Latents(Videos):
     """Clips a video, evenly spaced; 0 takes every window of `frames` frames without overlap."""
     split: str = "train"
     """With holdout > 0: train, val or all."""
+    flip: bool = True
+    """Keep each clip mirrored, too."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: autocast of the encoder."""
     dtype: str = "float32"

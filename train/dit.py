@@ -32,10 +32,11 @@ def run(config: TrainDiT) -> Path:
     if folder.finished:
         accelerators.close(accelerator)
         return folder.path / "export"
-    device, threads = accelerator.device, accelerators.threads(config.threads)
+    device, threads = accelerator.device, accelerators.threads(config.threads, folder.records())
 
     # Data, model, optimizer
     draws = Draws(config, LatentStore(config.latents))
+    folder.bind(latents=draws.store.manifest.hash())
     diffusion = GaussianDiffusion()
     torch.manual_seed(config.seed)
     model = build_model(config, draws.store)

@@ -25,6 +25,7 @@ def run(config: Latents) -> Path:
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     accelerators.threads(config.threads)
     model = vae.load(config.vae).to(accelerator.device)
+    folder.bind(videos=index_of(config).hash())
     if folder.finished:
         LatentStore(folder.path).require(vae_sha256=model.latent_sha256())  # its run may have been trained anew
         accelerators.close(accelerator)

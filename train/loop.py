@@ -30,8 +30,6 @@ def micro_batches(
     Which process shows a sample changes with their number; which step it belongs to does not.
     """
     micro, rank, world = batch // config.accumulate, accelerator.process_index, accelerator.num_processes
-    if micro % world:
-        raise UserError(f"batch={batch}: must be divisible by accumulate x processes = {config.accumulate} x {world}")
     share = micro // world
     order = [range(first + rank * share, first + (rank + 1) * share) for first in range(start, stop, micro)]
     return iter(

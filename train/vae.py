@@ -56,12 +56,13 @@ def fit(
     `last_layer` is the weight of the layer that draws the frames, for the adaptive weight. The encoder sees every
     `rate`-th frame of the clip, which sets the shape of the posterior's noise.
     """
-    device, threads = accelerator.device, accelerators.threads(config.threads)
+    device, threads = accelerator.device, accelerators.threads(config.threads, folder.records())
 
     # Data, adversary, optimizers
     with accelerator.main_process_first():  # which fills the cache of indexes and weights
         index = index_of(config)
         lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
+    folder.bind(videos=index.hash())
     clips = [phase_clips(config, index, phase, config.seed) for phase in config.phases]
     critic = PatchGAN3D(config.discriminator_width, config.discriminator_norm)
     if config.gradient_checkpointing:
@@ -118,8 +119,8 @@ def fit(
                         if accepted:
                             accelerator.backward(loss)
                             if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
-                                norm = accelerator.clip_grad_norm_(renderer.parameters(), config.clip)
-                                sums["grad"] = float(norm)
+                                accelerator.unscale_gradients(optimizer)  # and not those of the adversary
+                                sums["grad"] = float(nn.utils.clip_grad_norm_(renderer.parameters(), config.clip))
                             optimizer.step()
                         optimizer.zero_grad()
 

@@ -70,12 +70,16 @@ class CausalConv3d(nn.Conv3d, Streamed):
         return x
 
 
+def norm_groups(channels: int) -> int:
+    """32 groups from 128 channels on, groups of at least 4 channels below; always a divisor of `channels`."""
+    return math.gcd(32, max(1, channels // 4), channels)
+
+
 class Norm(nn.GroupNorm):
     """GroupNorm with the statistics of a frame (`frame`: causal, exact streams) or the clip (`clip`: as published)."""
 
     def __init__(self, channels: int, mode: str):
-        # 32 groups from 128 channels on, groups of at least 4 channels below.
-        super().__init__(math.gcd(32, max(1, channels // 4)), channels, eps=1e-6)
+        super().__init__(norm_groups(channels), channels, eps=1e-6)
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (
-            frames_to_batch(to(h)).flatten(2).transpose(1, 2).unsqueeze(1) for to in (self.to_q, self.to_k, self.to_v)
+            frames_to_batch(to(h)).flatten(2).mT.unsqueeze(1).contiguous() for to in (self.to_q, self.to_k, self.to_v)
         )
         h = F.scaled_dot_product_attention(q, k, v)
         h = batch_to_frames(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]), len(x))
@@ -176,6 +180,8 @@ class Upsample(nn.Module):
         self.conv = CausalConv3d(channels, channels, (3 if time > 1 else 1, 3, 3))
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.time == 1:
+            return self.conv(self._grow(x, 1), state)
         first = 0 if state is not None and state.started else 1
         head, tail = x[:, :, :first], x[:, :, first:]
         parts = [self._grow(part, time) for part, time in ((head, 1), (tail, self.time)) if part.shape[2]]

@@ -1,9 +1,9 @@
 """The adversary of VAE training: a patch discriminator over space and time."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vae.blocks import norm_groups
 
 
 class PatchGAN3D(nn.Module):
@@ -23,8 +23,7 @@ class PatchGAN3D(nn.Module):
             out = width * 2**i
             self.convs.append(nn.Conv3d(channels, out, 3, stride, 1, bias=i == 0))
             if i:
-                groups = math.gcd(32, max(1, out // 4))
-                self.norms.append(nn.BatchNorm3d(out) if norm == "batch" else nn.GroupNorm(groups, out))
+                self.norms.append(nn.BatchNorm3d(out) if norm == "batch" else nn.GroupNorm(norm_groups(out), out))
             channels = out
         self.out = nn.Conv3d(channels, 1, 3, 1, 1)
         self.apply(_init)

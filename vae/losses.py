@@ -46,7 +46,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     ||grad(reconstruction)|| / (||grad(adversarial)|| + 1e-4), clamped to 1e4, detached. Both losses are divided by
     `elements` = C*H*W here, so the published clamp and epsilon apply to the undivided gradient.
     """
-    (r,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (r,) = torch.autograd.grad(elements * reconstruction, last_layer, retain_graph=True)
     (g,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = elements * r.float().norm() / (g.float().norm() + 1e-4)
+    ratio = r.float().norm() / (g.float().norm() + 1e-4)
     return ratio.clamp(0.0, 1e4).detach() / elements

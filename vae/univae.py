@@ -1,6 +1,7 @@
 """UniVAE: OD-VAE with multi-scale temporal downsampling, and a refinement decoder for twice the frame rate."""
 
 import copy
+from typing import Any
 
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -51,7 +52,7 @@ class UniVAE(VideoVAE):
         latent_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        _check(width=width, mult=mult, kernels=kernels, fuse=fuse, norm=norm, upsample=upsample, inject=inject)
+        _check(self.config)
         self.encoder = Encoder(z, width, mult, blocks, kernels, fuse, norm)
         self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1))
         self.decoder = Decoder(z, width, mult, blocks, norm, upsample)
@@ -114,18 +115,27 @@ def inject(refined: Tensor, features: Tensor, state: StreamState | None = None) 
     return out
 
 
-def _check(*, width, mult, kernels, fuse, norm, upsample, inject) -> None:
-    for key, value, options in (
-        ("fuse", fuse, FUSES),
-        ("norm", norm, NORMS),
-        ("upsample", upsample, UPSAMPLES),
-        ("inject", inject, INJECTIONS),
-    ):
+def _check(config: Any) -> None:
+    """Refuses, naming the key, options that make no UniVAE."""
+    for key in ("z", "width", "blocks"):
+        if not _positive(config[key]):
+            raise UserError(f"{key}={config[key]!r}: expected a whole number of at least 1")
+    for key, options in (("fuse", FUSES), ("norm", NORMS), ("upsample", UPSAMPLES), ("inject", INJECTIONS)):
+        value = config.get(key, options[0])
         if value not in options:
             raise UserError(f"{key}={value!r}: expected one of {', '.join(options)}{nearest(str(value), options)}")
-    if len(mult) != 4:
-        raise UserError(f"mult={mult}: expected four multipliers, one a level")
-    if not kernels or any(k % 2 == 0 or k < 3 for k in kernels):
-        raise UserError(f"kernels={kernels}: expected odd temporal kernels of at least 3, e.g. (3, 5, 7, 9)")
-    if any(width * m % len(kernels) for m in mult[1:3]):
-        raise UserError(f"width={width}: the channels of levels 1 and 2 must split into {len(kernels)} equal groups")
+    mult, kernels = config.mult, config.get("kernels", (3,))
+    if not isinstance(mult, list | tuple) or len(mult) != 4 or not all(map(_positive, mult)):
+        raise UserError(f"mult={mult}: expected four whole multipliers, one a level, e.g. [1, 2, 4, 4]")
+    if (
+        not isinstance(kernels, list | tuple)
+        or not kernels
+        or not all(_positive(k) and k % 2 and k > 1 for k in kernels)
+    ):
+        raise UserError(f"kernels={kernels}: expected odd temporal kernels of at least 3, e.g. [3, 5, 7, 9]")
+    if any(config.width * m % len(kernels) for m in mult[1:3]):
+        raise UserError(f"width={config.width}: levels 1 and 2 must split into {len(kernels)} equal groups of channels")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

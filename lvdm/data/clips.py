@@ -45,6 +45,8 @@ class ClipPolicy:
             raise UserError(f"split: {self.split!r} is none of train, val, all")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout: {self.holdout} is not a share from 0 to below 1")
+        if self.split == "val" and not self.holdout:
+            raise UserError("split=val: nothing is held out with holdout=0; set holdout=0.2, or split=all")
 
     @property
     def span(self) -> int:

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 
 from lvdm.data.reader import Unreadable, iter_frames, probe
 from lvdm.errors import UserError, nearest
+from lvdm.files import write_text
 from lvdm.progress import bar
 from lvdm.weights import cache_dir
 
+VERSION = 1  # of what an index says of a file; a newer one is built anew
 SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 LABELS = ("auto", "folder", "file", "none")
 THUMBNAIL = (32, 18)  # width, height of what the shot detector sees
@@ -86,9 +88,7 @@ class Index:
         """Writes JSON lines, a head line and one a video, all at once or not at all."""
         path = Path(path)
         lines = [{"root": str(self.root), "labels": self.labels}, *(asdict(row) for row in self.rows)]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     @classmethod
     def load(cls, path: str | Path) -> "Index":
@@ -139,18 +139,19 @@ def open_index(folder: str | Path, labels: str = "auto") -> Index:
     if not str(folder) or not Path(folder).is_dir():
         raise UserError(f"videos={folder}: expected a folder of videos")
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(_videos(Path(folder)))]
-    key = hashlib.sha256(json.dumps([str(Path(folder).resolve()), labels, files]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([VERSION, str(Path(folder).resolve()), labels, files]).encode()).hexdigest()[:24]
     cached = cache_dir() / "index" / f"{key}.jsonl"
     if cached.is_file():
-        return Index.load(cached)
-    with bar(f"index {Path(folder).name}", len(files)) as progress:
-        index = build_index(folder, labels, lambda done, total: progress.advance())
+        index = Index.load(cached)
+    else:
+        with bar(f"index {Path(folder).name}", len(files)) as progress:
+            index = build_index(folder, labels, lambda done, total: progress.advance())
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        index.save(cached)
     for row in [*index.broken, *index.damaged]:
         print(f"{row.path}: {row.reason}", file=sys.stderr)
     if index.broken:
         print(f"{len(index.broken)} of {len(index.rows)} videos are broken and left out", file=sys.stderr)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    index.save(cached)
     return index
 
 

@@ -17,8 +17,6 @@ def test_dropping_nulls_the_masked_rows_only():
 def test_batching():
     condition = Condition.of_classes([4, 0, 2], 5)
     assert condition.cat(condition.null_like()).labels.tolist() == [4, 0, 2, -1, -1, -1]
-    assert condition[1:].labels.tolist() == [0, 2]
-    assert condition[torch.tensor([2, 2])].labels.tolist() == [2, 2]
     assert condition.to("meta").labels.device.type == "meta"
 
 

@@ -222,7 +222,7 @@ def test_class_and_guidance_reach_the_model(draw):
     assert not torch.allclose(one, two, atol=1e-3) and not torch.allclose(one, weak, atol=1e-3)
 
 
-def test_unconditional_videos_have_no_class(draw, dit_of, store):
+def test_unconditional_videos_have_no_class(draw, dit_of):
     """Also where the store has classes that the transformer was not trained on; guidance does not apply."""
     space = dict(dit.load(dit_of()).config.latents)
     for name, classes in (("with", space["classes"]), ("without", [])):
