@@ -76,8 +76,8 @@ def program(
     try:
         parsed, flags = configs.parse(config, argv)
         if flags.help:
-            verb = next(name for name, verb in VERBS.items() if verb.config.endswith(f":{config.__name__}"))
-            print(configs.usage(config, f"lvdm {verb}"))
+            names = {verb.config.partition(":")[2]: f"lvdm {name}" for name, verb in VERBS.items()}
+            print(configs.usage(config, names.get(config.__name__, config.__name__)))
         elif flags.plan:
             if plan is None:
                 raise UserError("--plan: this command runs one program, not a plan; try --dry-run")

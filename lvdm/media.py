@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from lvdm.errors import UserError
 from lvdm.files import replacing
 
-# the matrix that FFmpeg converts RGB with; players guess another one for large untagged pictures
+# The matrix is the one that FFmpeg converts RGB with; players guess another one for large untagged pictures.
+# One thread: with several, equal frames may give other bytes.
 H264 = {
     "crf": "12",
     "threads": "1",

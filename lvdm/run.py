@@ -41,7 +41,7 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"out={out}: cannot make this folder ({error.strerror}); choose another out") from None
-            write_text(self.path / "config.yaml", to_yaml(config))
+            _write_new(self.path / "config.yaml", to_yaml(config))
 
     # ---- finished or not ---------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class RunFolder:
                 " choose another out, or put them back as they were"
             )
         if self.main:
-            write_text(path, json.dumps({**before, **inputs}, indent=2))
+            _write_new(path, json.dumps({**before, **inputs}, indent=2))
 
     # ---- log ---------------------------------------------------------------------------------------------------------
 
@@ -162,6 +162,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return records
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Leaves a file alone that says so already."""
+    if not path.is_file() or path.read_text() != text:
+        write_text(path, text)
 
 
 def same_config(folder: Path, config: Any) -> list[str]:

@@ -191,7 +191,7 @@ def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
 
 
 def size_of(files: list[LatentFile], model: VideoVAE, config: Evaluate) -> int:
-    """Height and width of the samples, which the real clips are cut to; refuses samples that differ among themselves."""
+    """Height and width of the samples, to which the real clips are cut; refuses samples of several shapes or rates."""
     shapes = {(tuple(file.latent.shape), file.num_frames, file.fps) for file in files}
     height, width = files[0].latent.shape[-2:]
     if len(shapes) > 1 or height != width:

@@ -72,4 +72,4 @@ def test_it_trains_against_an_adversary_and_fills_a_store(example, tmp_path, mon
     assert last["samples"] == 4 and last["adaptive"] > 0 and {"l1", "kl", "g", "d"} <= last.keys()
     assert type(vae.load(str(run))).__name__ == "PatchVAE"
     store = ["train", "latents", f"vae={run}", f"out={tmp_path / 'store'}", "frames=5", "size=16", "stride=1"]
-    assert cli.main([*store, *keys]) == 0
+    assert cli.main([*store, keys[0]]) == 0

@@ -158,12 +158,12 @@ LOOP = ["workers=0", "precision=fp32", "threads=1"]
 TINY = {
     "train vae": [*VAE, *LOOP, "phases=[{samples: 4, batch: 2, frames: 9, size: 32}]"],
     "train refine": [*LOOP, "phases=[{samples: 2, batch: 2, frames: 9, size: 32}]"],
-    "train latents": ["size=32", "workers=0"],
+    "train latents": ["size=32"],
     "train dit": ["model_args={depth: 2, width: 32, heads: 2}", *LOOP, "phases=[{samples: 4, batch: 2}]"],
     "sample": ["count=3", "steps=2", "batch=3"],
     "render": [],
     "reconstruct": ["max_frames=9"],
-    "evaluate": ["size=32", "workers=0"],
+    "evaluate": ["size=32"],
 }
 
 

@@ -45,8 +45,6 @@ class ClipPolicy:
             raise UserError(f"split: {self.split!r} is none of train, val, all")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout: {self.holdout} is not a share from 0 to below 1")
-        if self.split == "val" and not self.holdout:
-            raise UserError("split=val: nothing is held out with holdout=0; set holdout=0.2, or split=all")
 
     @property
     def span(self) -> int:
@@ -109,6 +107,8 @@ class Clips:
                 self.rows.append(row)
                 self._starts.append(torch.cat(starts))
         self.skipped = Skipped(short, len(index.ok) - len(self.rows))
+        if not self.rows and policy.split == "val" and not policy.holdout:
+            raise UserError(f"{index.root}: split=val, but nothing is held out: set holdout=0.2, or split=all")
         if not self.rows:
             raise UserError(
                 f"{index.root}: no shot is long enough: {policy.frames} frames at stride {policy.stride} need "

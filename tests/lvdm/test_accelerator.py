@@ -79,3 +79,25 @@ def test_mean_over_processes():
 
     two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
     assert mean_over_processes(two, values) == pytest.approx({"l1": 2 / 3, "kl": 3.0})
+
+
+def test_threads_are_those_that_the_run_began_with():
+    before = torch.get_num_threads()
+    try:
+        log = [{"samples": 0, "event": "start", "threads": 1}, {"samples": 4, "l1": 0.5}]
+        assert accelerators.threads(2) == 2 and accelerators.threads(0) == 2
+        assert accelerators.threads(0, log) == 1
+        assert accelerators.threads(2, log) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_that_cannot_be_shared_are_refused_in_any_phase(monkeypatch):
+    monkeypatch.setattr(accelerators, "make_accelerator", lambda *_, **__: SimpleNamespace(num_processes=3))
+    phases = [SimpleNamespace(batch=12), SimpleNamespace(batch=8)]
+    config = SimpleNamespace(
+        phases=phases, accumulate=2, precision="fp32", tracker="none", out="run", deterministic=False
+    )
+    with pytest.raises(UserError, match=r"phases\[1\].batch=8: must be divisible by accumulate x processes = 2 x 3"):
+        accelerators.for_training(config)
+    assert accelerators.for_training(SimpleNamespace(**{**vars(config), "phases": phases[:1]})).num_processes == 3

@@ -146,7 +146,7 @@ def test_posterior_draw_is_a_function_of_the_generator():
 def test_an_interrupted_store_is_finished_to_the_same_bytes(folder, tmp_path):
     again = tmp_path / "again"
     writer = fill(again, shards=[0, 2])
-    (again / ".shard-00001.safetensors.0123.tmp").write_bytes(b"half a sha")
+    (again / ".shard-00001.safetensors.0123.part.safetensors").write_bytes(b"half a sha")
     damaged = again / "shard-00002.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert writer.missing() == [1, 2]

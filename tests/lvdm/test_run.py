@@ -270,3 +270,12 @@ def test_the_timer_adds_up_over_starts(monkeypatch):
     second.load_state_dict(state)
     now[0] = 1010.0
     assert second.seconds() == 37.0
+
+
+def test_a_run_is_bound_to_what_it_reads(tmp_path):
+    RunFolder(tmp_path / "run", Config()).bind(videos="abc")
+    again = RunFolder(tmp_path / "run", Config())
+    again.bind(videos="abc", latents="def")
+    with pytest.raises(UserError, match="latents changed since this run began"):
+        again.bind(videos="abc", latents="other")
+    again.bind(latents="def")  # the refusal changed nothing

@@ -107,7 +107,7 @@ def inexact(vae_of) -> str:
 def store(lvdm, videos, refiner, tmp_path_factory) -> Path:
     """Six latents of 9 frames of 32x32 at 12 fps, of two classes."""
     out = tmp_path_factory.mktemp("store")
-    keys = {"frames": 9, "size": 32, "stride": 2, "per_video": 2, "flip": "false", "workers": 0}
+    keys = {"frames": 9, "size": 32, "stride": 2, "per_video": 2, "flip": "false"}
     assert lvdm("train latents", videos=videos, vae=refiner, out=out, **keys) == 0
     return out
 

@@ -132,7 +132,7 @@ def test_the_same_command_again_skips_everything(smoke, lvdm, monkeypatch, capsy
 def test_another_size_into_the_same_folder_is_refused(smoke, lvdm, monkeypatch, capsys):
     monkeypatch.chdir(smoke[0].parent.parent)
     assert lvdm("demo", size="full") == 2
-    assert "out=runs/demo/vae: belongs to another config (different: phases" in capsys.readouterr().err
+    assert "out=runs/demo: belongs to another config (different: size" in capsys.readouterr().err
 
 
 def test_shots_that_are_too_short_are_refused_before_training(lvdm, videos, tmp_path, capsys):

@@ -24,7 +24,15 @@ TINY = {
         "phases": [{"samples": 4, "frames": 5, **CLIP}],
     },
     "train refine": {**COMMON, **LOSSES, "phases": [{"samples": 4, "frames": 9, **CLIP}]},
-    "train latents": {**COMMON, "frames": 9, "size": 16, "stride": 2, "per_video": 2, "shard_size": 4},
+    "train latents": {
+        "precision": "fp32",
+        "threads": 1,
+        "frames": 9,
+        "size": 16,
+        "stride": 2,
+        "per_video": 2,
+        "shard_size": 4,
+    },
     "train dit": {
         **{"model": "latte-s/2", "model_args": {"depth": 2, "width": 32, "heads": 2}, **COMMON},
         "phases": [{"samples": 16, "batch": 4, "lr": 1e-3}],

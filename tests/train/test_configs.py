@@ -22,7 +22,7 @@ def test_every_key_is_documented(cls):
 @pytest.mark.parametrize("cls", PROGRAMS)
 def test_operational_keys_are_keys(cls):
     keys = {field.name for field in dataclasses.fields(cls)}
-    assert {"workers", "threads"} <= set(cls.operational) <= keys | {"cache_gib"}
+    assert {"threads"} <= set(cls.operational) <= keys | {"cache_gib"}
     assert {"phases", "seed", "out", "vae", "latents", "videos", "precision"}.isdisjoint(cls.operational)
 
 

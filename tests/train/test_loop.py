@@ -46,11 +46,6 @@ def test_steps_are_shared_without_gap_or_overlap(accumulate, world):
         assert sizes == {8 // accumulate // world} and seen == list(range(16 + 8 * step, 24 + 8 * step))
 
 
-def test_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(UserError, match="batch=8: must be divisible by accumulate x processes = 2 x 3"):
-        samples_of(0, 8, batch=8, accumulate=2, world=3)
-
-
 def test_no_samples_left_is_no_batch():
     assert samples_of(8, 8, batch=4) == []
 

@@ -54,8 +54,8 @@ def test_one_clip_is_learnt(launch, steps, tmp_path):
     write_mp4(
         tmp_path / "videos" / "a.mp4", (127.5 * (np.stack(waves, -1).transpose(2, 0, 1, 3) + 1)).astype(np.uint8), 24
     )
-    keys = {"videos": tmp_path / "videos", "flip": False, "crop": "center"}
-    assert launch("train vae", out=tmp_path / "run", phases=phase(40, batch=1, lr=3e-3), **keys) == 0
+    keys = {"videos": tmp_path / "videos", "flip": False, "crop": "center", "beta2": 0.95, "clip": 1}
+    assert launch("train vae", out=tmp_path / "run", phases=phase(60, batch=1, lr=2e-3), **keys) == 0
     l1 = [record["l1"] for record in steps(tmp_path / "run").values()]
     assert sum(l1[-5:]) < 0.5 * sum(l1[:5])
 

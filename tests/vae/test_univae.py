@@ -359,7 +359,7 @@ def test_the_latent_hash_ignores_d2_and_nothing_else():
         ({"upsample": "linear"}, "upsample='linear'.*did you mean 'trilinear'"),
         ({"fuse": "conv"}, "fuse='conv'"),
         ({"inject": "gate"}, "inject='gate'"),
-        ({"mult": (1, 2)}, "four multipliers"),
+        ({"mult": (1, 2)}, "four whole multipliers"),
         ({"kernels": (3, 4)}, "odd"),
         ({"kernels": ()}, "odd"),
         ({"width": 9}, "width=9.*4 equal groups"),
