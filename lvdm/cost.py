@@ -39,15 +39,21 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def describe_forward(name: str, held: int, cost: StepCost, times: float = 1) -> str:
+    """The line that `--dry-run` prints of a program that does not train: parameters, and FLOPs of `times` passes."""
+    return f"{name}: {held:,} parameters, {cost.flops * times / 1e12:.3g} TFLOP"
+
+
 def describe_step(name: str, trained: int, held: int, batch: int, cost: StepCost, copies: int = 20) -> str:
-    """The lines that `--dry-run` prints of one phase: parameters, FLOPs and memory of a step.
+    """The lines that `--dry-run` prints of one phase: parameters, FLOPs and memory of a step of the model alone, without
+    what judges it (LPIPS, an adversary).
 
     `copies` bytes a trained parameter: fp32 weight, gradient, two Adam moments and EMA; frozen ones take 4.
     """
     state = (trained * copies + (held - trained) * 4) / 2**30
     activations = cost.activation_bytes / 2**30
     return (
-        f"{name}: {trained:,} of {held:,} parameters trained, {3 * cost.flops * batch / 1e12:.3g} TFLOP a step, "
+        f"{name}: {trained:,} of {held:,} parameters trained, the model takes {3 * cost.flops * batch / 1e12:.3g} TFLOP a step, "
         f"{state:.2f} GiB of weights, gradients and optimizer, about {activations * batch:.2f} GiB of activations in "
         f"fp32 (half of it in bf16)"
     )

@@ -157,7 +157,7 @@ class Demo:
     """Class of a video: folder, file, none or auto."""
     out: str = "runs/demo"
     """Folder for all runs and report/index.html."""
-    size: str = "full"
+    scale: str = "full"
     """full, or smoke: a few steps of everything, to see that it works."""
     seed: int = 0
     """Of everything."""
@@ -169,5 +169,5 @@ class Demo:
     """Start the DiT from this trained one (of the demo's architecture) instead of fresh weights."""
 
     def __post_init__(self) -> None:
-        choice(self, "size", ("full", "smoke"))
+        choice(self, "scale", ("full", "smoke"))
         choice(self, "labels", ("auto", "folder", "file", "none"))

@@ -19,7 +19,7 @@ FULL_NOTE = (
     "two minutes. Pictures are blurred, motion is coarse, D2's middle frames need not beat a linear blend, and samples "
     "mostly recall the training clips."
 )
-SMOKE_NOTE = "The smoke size: a few steps of everything, to see that it works. Nothing here has learnt anything."
+SMOKE_NOTE = "The smoke scale: a few steps of everything, to see that it works. Nothing here has learnt anything."
 
 
 def run(config: Demo) -> Path:
@@ -27,7 +27,7 @@ def run(config: Demo) -> Path:
     videos = config.videos or fetch()
     check(videos, config)
     plan = plan_of(config, videos)
-    plan.run("demo", config.size)
+    plan.run("demo", config.scale)
     page = report(config, videos, plan)
     print(f"report: {page}")
     return page
@@ -91,11 +91,12 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
         "A video VAE with a refinement decoder, a latent store and a diffusion transformer, trained from nothing in "
         "minutes on a few clips, by the same programs that train the full size.",
     )
-    page.note(SMOKE_NOTE if config.size == "smoke" else FULL_NOTE)
+    page.note(SMOKE_NOTE if config.scale == "smoke" else FULL_NOTE)
     page.section("Generated", "Sampled by class with guidance; one latent, rendered by D1 and at twice the rate by D2.")
     groups = list(generated(out, folder))
     for players in groups:
         page.players(players)
+    page.images({"Every sample, from its first frame to its last": out / "samples" / "sheet.png"})
     page.section(
         "Held-out clips",
         f"The last {HOLDOUT:.0%} of each shot was never trained on. The encoder sees every second frame; D1 renders "
@@ -224,13 +225,13 @@ def facts(config: Demo, plan: Plan) -> dict[str, object]:
         "device": f"{device} ({platform.processor() or platform.machine()})",
         "versions": f"lvdm {lvdm.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}",
         "time": f"{sum(seconds.values()):.0f} s: " + ", ".join(f"{name} {s:.0f} s" for name, s in seconds.items()),
-        "command": f"lvdm demo videos={config.videos or '(default)'} size={config.size} seed={config.seed}",
+        "command": f"lvdm demo videos={config.videos or '(default)'} scale={config.scale} seed={config.seed}",
     }
 
 
 def describe(config: Demo) -> str:
     """The steps, as commands; needs neither the videos nor torch."""
-    return plan_of(config, config.videos or "(fetched)").describe(config.size)
+    return plan_of(config, config.videos or "(fetched)").describe(config.scale)
 
 
 def main(argv: list[str] | None = None) -> int:

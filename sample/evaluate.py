@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vae
 from lvdm import accelerator as accelerators
+from lvdm import cost
 from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.data.clips import ClipPolicy, Clips
@@ -277,9 +278,17 @@ def batches(clips: Clips, config: Evaluate) -> Iterator[Tensor]:
         yield to_float(video.to(device()))
 
 
+def describe(config: Evaluate) -> str:
+    """Parameters and FLOPs of encoding and decoding a clip, for `--dry-run`."""
+    model = vae.load(config.vae).to("meta")
+    x = torch.empty(1, 3, config.frames, config.size, config.size, device="meta")
+    clip = f"a clip of {config.frames}x{config.size}x{config.size}, encoded and decoded"
+    return cost.describe_forward(clip, cost.parameters(model), cost.forward_cost(lambda: model(x)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """`lvdm evaluate`."""
-    return program(Evaluate, argv, run)
+    return program(Evaluate, argv, run, describe)
 
 
 if __name__ == "__main__":

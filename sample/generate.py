@@ -12,6 +12,7 @@ import dit
 import vae
 from dit.conditioning import Condition
 from lvdm import accelerator as accelerators
+from lvdm import cost
 from lvdm.cli import program
 from lvdm.diffusion import GaussianDiffusion, guided
 from lvdm.errors import UserError, nearest
@@ -136,12 +137,9 @@ def latent_path(folder: RunFolder, i: int) -> Path:
 
 def write_index(folder: RunFolder, config: Generate, space: LatentSpace, labels: list[int]) -> None:
     """samples.jsonl: a line a video."""
-    lines = [
-        json.dumps(
-            {"id": i, "seed": config.seed, "class": space.classes[labels[i]] if labels else None, "fps": space.fps}
-        )
-        for i in range(config.count)
-    ]
+    names = [space.classes[label] for label in labels] or [None] * config.count
+    same = {"seed": config.seed, "fps": space.fps, "stride": space.stride}
+    lines = [json.dumps({"id": i, "class": name, **same}) for i, name in enumerate(names)]
     write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
 
 
@@ -156,9 +154,21 @@ def write_sheet(folder: RunFolder, model: VideoVAE, count: int) -> None:
     contact_sheet(videos, folder.path / "sheet.png", labels=names)
 
 
+def describe(config: Generate) -> str:
+    """Parameters and FLOPs of a video, for `--dry-run`."""
+    transformer = dit.load(config.dit).to("meta")
+    c = transformer.config
+    with torch.device("meta"):
+        latent = torch.empty(1, c.in_channels, c.frames, *c.size)
+        condition = Condition(torch.zeros(1, dtype=torch.int64) if c.condition == "class" else None)
+        step = cost.forward_cost(lambda: transformer(latent, torch.zeros(1), condition))
+    passes = config.steps * (2 if c.condition == "class" and config.guidance != 1 else 1)
+    return cost.describe_forward(f"a video in {config.steps} steps", cost.parameters(transformer), step, passes)
+
+
 def main(argv: list[str] | None = None) -> int:
     """`lvdm sample`."""
-    return program(Generate, argv, run)
+    return program(Generate, argv, run, describe)
 
 
 if __name__ == "__main__":

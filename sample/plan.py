@@ -33,7 +33,7 @@ class Step:
     set: dict[str, Any] = field(default_factory=dict)
     """Keys that override the recipe."""
     smoke: dict[str, Any] = field(default_factory=dict)
-    """Keys that override both at the smoke size."""
+    """Keys that override both at the smoke scale."""
     cost: float = 1.0
     """Expected seconds, for the bar of the whole; only the ratios count."""
 
@@ -41,28 +41,28 @@ class Step:
         if self.verb not in VERBS:
             raise UserError(f"step {self.name!r}: unknown verb {self.verb!r}{nearest(self.verb, VERBS)}")
 
-    def resolve(self, size: str) -> Any:
+    def resolve(self, scale: str) -> Any:
         """The step's validated config."""
-        return configs.load(self._config_class(), self.config or None, self._overrides(size))
+        return configs.load(self._config_class(), self.config or None, self._overrides(scale))
 
-    def finished(self, size: str) -> bool:
+    def finished(self, scale: str) -> bool:
         """Whether its run folder says so, for this very config; a folder of another config is a UserError later."""
-        config = self.resolve(size)
+        config = self.resolve(scale)
         folder = Path(config.out)
         return finished(folder) is not None and not same_config(folder, config)
 
-    def command(self, size: str) -> str:
+    def command(self, scale: str) -> str:
         """The step as a user would type it."""
-        words = [shlex.quote(f"{key}={value}") for key, value in self._overrides(size).items()]
+        words = [shlex.quote(f"{key}={value}") for key, value in self._overrides(scale).items()]
         return " ".join(["lvdm", self.verb, *(["--config", self.config] if self.config else []), *words])
 
-    def run(self, size: str) -> None:
+    def run(self, scale: str) -> None:
         """Runs the program in this process."""
         verb = VERBS[self.verb]
-        importlib.import_module(verb.program).run(self.resolve(size))
+        importlib.import_module(verb.program).run(self.resolve(scale))
 
-    def _overrides(self, size: str) -> dict[str, Any]:
-        return {**self.set, **(self.smoke if size == "smoke" else {})}
+    def _overrides(self, scale: str) -> dict[str, Any]:
+        return {**self.set, **(self.smoke if scale == "smoke" else {})}
 
     def _config_class(self) -> type:
         module, _, name = VERBS[self.verb].config.partition(":")
@@ -86,21 +86,21 @@ class Plan:
         resolved = OmegaConf.to_container(plan, resolve=True)
         return cls(resolved["values"], [Step(**step) for step in resolved["steps"]])
 
-    def describe(self, size: str = "full") -> str:
+    def describe(self, scale: str = "full") -> str:
         """What `--plan` prints."""
-        return "\n".join(f"{i}. {step.name}\n   {step.command(size)}" for i, step in enumerate(self.steps, 1))
+        return "\n".join(f"{i}. {step.name}\n   {step.command(scale)}" for i, step in enumerate(self.steps, 1))
 
-    def run(self, name: str, size: str = "full") -> None:
+    def run(self, name: str, scale: str = "full") -> None:
         """Runs what is not finished, under one bar."""
         with whole(name, [step.cost for step in self.steps]) as progress:
             for step in self.steps:
-                if step.finished(size):
+                if step.finished(scale):
                     print(f"{step.name}: finished before, skipped")
                     progress.step_skipped(step.cost)
                 else:
                     started = time.monotonic()
                     with progress.step(step.cost):
-                        step.run(size)
+                        step.run(scale)
                     self._record(step.name, time.monotonic() - started)
 
     def seconds(self) -> dict[str, float]:

@@ -23,6 +23,8 @@ from lvdm.run import RunFolder, Timer
 from train.configs import TrainDiT
 from train.loop import LossGuard, adam, learning_rate, load_weights, micro_batches, phases_left, set_rate
 
+TIMESTEPS = 1000
+
 
 def run(config: TrainDiT) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
@@ -37,7 +39,7 @@ def run(config: TrainDiT) -> Path:
     # Data, model, optimizer
     draws = Draws(config, LatentStore(config.latents))
     folder.bind(latents=draws.store.manifest.hash())
-    diffusion = GaussianDiffusion()
+    diffusion = GaussianDiffusion(TIMESTEPS)
     torch.manual_seed(config.seed)
     model = build_model(config, draws.store)
     optimizer = adam(model.parameters(), config)
@@ -98,7 +100,6 @@ def run(config: TrainDiT) -> Path:
 class Batch:
     """Latents of a micro-batch (B, C, t, h, w), normalised, with all that is drawn for them."""
 
-    samples: list[int]
     names: list[str]
     latent: Tensor
     noise: Tensor
@@ -108,11 +109,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Batch(self.samples, self.names, **moved)
+        return Batch(self.names, **moved)
 
     def pin_memory(self) -> "Batch":
         pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Batch(self.samples, self.names, **pinned)
+        return Batch(self.names, **pinned)
 
 
 class Draws:
@@ -130,7 +131,7 @@ class Draws:
             "name": f"{self.store.manifest.sources[record['source']]}@{record['start']}",
             "latent": latent,
             "noise": torch.randn(latent.shape, generator=g),
-            "timestep": torch.randint(1000, (), generator=g),
+            "timestep": torch.randint(TIMESTEPS, (), generator=g),
             "label": torch.tensor(record["label"]),
             "dropped": torch.rand((), generator=g) < self.label_dropout,
         }
@@ -138,9 +139,9 @@ class Draws:
 
 def collate(items: list[tuple[int, dict[str, Any]]]) -> Batch:
     """Stacks (sample number, draws) pairs."""
-    samples, draws = zip(*items, strict=True)
+    draws = [draw for _, draw in items]
     keys = ("latent", "noise", "timestep", "label", "dropped")
-    return Batch(list(samples), [d["name"] for d in draws], **{k: torch.stack([d[k] for d in draws]) for k in keys})
+    return Batch([d["name"] for d in draws], **{k: torch.stack([d[k] for d in draws]) for k in keys})
 
 
 def build_model(config: TrainDiT, store: LatentStore) -> Any:

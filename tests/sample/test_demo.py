@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def smoke(cache, tmp_path_factory):
-    """What `lvdm demo size=smoke` left in an empty folder, and what it said."""
+    """What `lvdm demo scale=smoke` left in an empty folder, and what it said."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "lvdm", "demo", "size=smoke"]
+    command = [sys.executable, "-m", "lvdm", "demo", "scale=smoke"]
     environment = {**os.environ, "LVDM_CACHE": str(cache)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -122,24 +122,24 @@ def test_the_same_command_again_skips_everything(smoke, lvdm, monkeypatch, capsy
     out, _ = smoke
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "report" not in path.parts}
     monkeypatch.chdir(out.parent.parent)
-    assert lvdm("demo", size="smoke") == 0
+    assert lvdm("demo", scale="smoke") == 0
     names = list(json.loads((out / "plan.json").read_text()))
     skipped = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "finished before" in line]
     assert skipped == names and len(names) == 8
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_another_size_into_the_same_folder_is_refused(smoke, lvdm, monkeypatch, capsys):
+def test_another_scale_into_the_same_folder_is_refused(smoke, lvdm, monkeypatch, capsys):
     monkeypatch.chdir(smoke[0].parent.parent)
-    assert lvdm("demo", size="full") == 2
-    assert "out=runs/demo: belongs to another config (different: size" in capsys.readouterr().err
+    assert lvdm("demo", scale="full") == 2
+    assert "out=runs/demo: belongs to another config (different: scale" in capsys.readouterr().err
 
 
 def test_shots_that_are_too_short_are_refused_before_training(lvdm, videos, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     frame = next(iter_frames(videos / "left" / "a.mp4"))
     write_mp4(tmp_path / "videos" / "short.mp4", [frame] * 60, 24)  # its last fifth has 12 frames
-    assert lvdm("demo", videos=tmp_path / "videos", out=tmp_path / "out", size="smoke") == 2
+    assert lvdm("demo", videos=tmp_path / "videos", out=tmp_path / "out", scale="smoke") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and not (tmp_path / "out").exists()
     assert (
@@ -166,7 +166,7 @@ def test_own_videos_by_class(real_data, lvdm, tmp_path, monkeypatch):
         link.symlink_to(real_data / "ucf101_mini" / "UCF-101" / file)
     monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
     out = tmp_path / "demo"
-    assert lvdm("demo", videos=tmp_path / "videos", labels="folder", out=out, size="smoke") == 0
+    assert lvdm("demo", videos=tmp_path / "videos", labels="folder", out=out, scale="smoke") == 0
     assert LatentStore(out / "latents").manifest.classes == ["BaseballPitch", "CliffDiving"]
     lines = [json.loads(line) for line in (out / "samples" / "samples.jsonl").read_text().splitlines()]
     assert [line["class"] for line in lines] == ["BaseballPitch", "CliffDiving", "BaseballPitch"]

@@ -16,7 +16,7 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from sample.plan import Plan, Step
 
-SIZES = pytest.mark.parametrize("size", ["full", "smoke"])
+SCALES = pytest.mark.parametrize("scale", ["full", "smoke"])
 VERBS = [
     *("train vae", "train refine", "train latents", "train dit", "sample"),
     *("evaluate", "evaluate", "evaluate"),
@@ -32,25 +32,25 @@ def demo() -> Plan:
 # What a plan says
 
 
-@SIZES
-def test_printing_needs_neither_torch_nor_videos_and_writes_nothing(size, demo, tmp_path):
+@SCALES
+def test_printing_needs_neither_torch_nor_videos_and_writes_nothing(scale, demo, tmp_path):
     heavy = {"torch", "numpy", "av", "diffusers", "accelerate"}
-    words = ["demo", "--plan", "videos=my clips", "out=here/demo", "seed=3", f"size={size}"]
+    words = ["demo", "--plan", "videos=my clips", "out=here/demo", "seed=3", f"scale={scale}"]
     code = f"import sys; from lvdm.cli import main; sys.exit(main({words}) or bool({heavy} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == demo.describe(size) + "\n" and not list(tmp_path.iterdir())
+    assert done.stdout == demo.describe(scale) + "\n" and not list(tmp_path.iterdir())
     assert [line.split(". ")[1] for line in done.stdout.splitlines()[::2]] == [step.name for step in demo.steps]
 
 
-@SIZES
-def test_each_printed_command_is_its_step(size, demo):
-    commands = [line.strip() for line in demo.describe(size).splitlines() if line.startswith("   lvdm ")]
+@SCALES
+def test_each_printed_command_is_its_step(scale, demo):
+    commands = [line.strip() for line in demo.describe(scale).splitlines() if line.startswith("   lvdm ")]
     assert [step.verb for step in demo.steps] == VERBS and len(commands) == len(VERBS)
     for step, command in zip(demo.steps, commands, strict=True):
         words = shlex.split(command.removeprefix(f"lvdm {step.verb} "))
-        parsed, _ = configs.parse(type(step.resolve(size)), words)
-        assert parsed == step.resolve(size)
+        parsed, _ = configs.parse(type(step.resolve(scale)), words)
+        assert parsed == step.resolve(scale)
 
 
 def test_values_reach_the_steps(demo):
@@ -64,11 +64,11 @@ def test_values_reach_the_steps(demo):
 
 
 def test_smoke_overrides_the_recipe_and_the_step_and_nothing_else(demo):
-    full, smoke = (demo.steps[0].resolve(size) for size in ("full", "smoke"))
+    full, smoke = (demo.steps[0].resolve(scale) for scale in ("full", "smoke"))
     assert full.total > 100 * smoke.total and smoke.phases[0].samples == 32
     assert (smoke.model_args, smoke.videos, smoke.phases[0].lr) == (full.model_args, "my clips", full.phases[0].lr)
     for step in demo.steps:
-        full, smoke = (configs.to_dict(step.resolve(size)) for size in ("full", "smoke"))
+        full, smoke = (configs.to_dict(step.resolve(scale)) for scale in ("full", "smoke"))
         changed = {key for key in full if full[key] != smoke[key]}
         assert changed and changed <= {key.split(".")[0] for key in step.smoke}
 
