@@ -44,16 +44,16 @@ def describe_forward(name: str, held: int, cost: StepCost, times: float = 1) -> 
     return f"{name}: {held:,} parameters, {cost.flops * times / 1e12:.3g} TFLOP"
 
 
-def describe_step(name: str, trained: int, held: int, batch: int, cost: StepCost, copies: int = 20) -> str:
-    """The lines that `--dry-run` prints of one phase: parameters, FLOPs and memory of a step of the model alone, without
-    what judges it (LPIPS, an adversary).
+def describe_step(name: str, trained: int, held: int, batch: int, cost: StepCost) -> str:
+    """The lines that `--dry-run` prints of one phase: parameters, FLOPs and memory of a step.
 
-    `copies` bytes a trained parameter: fp32 weight, gradient, two Adam moments and EMA; frozen ones take 4.
+    Counted is the model, not what judges it (LPIPS, an adversary). A trained parameter takes 20 bytes: fp32 weight,
+    gradient, two Adam moments and EMA; a frozen one takes 4.
     """
-    state = (trained * copies + (held - trained) * 4) / 2**30
-    activations = cost.activation_bytes / 2**30
+    flops, activations = 3 * cost.flops * batch / 1e12, cost.activation_bytes * batch / 2**30
+    state = (20 * trained + 4 * (held - trained)) / 2**30
     return (
-        f"{name}: {trained:,} of {held:,} parameters trained, the model takes {3 * cost.flops * batch / 1e12:.3g} TFLOP a step, "
-        f"{state:.2f} GiB of weights, gradients and optimizer, about {activations * batch:.2f} GiB of activations in "
-        f"fp32 (half of it in bf16)"
+        f"{name}: {trained:,} of {held:,} parameters trained, {flops:.3g} TFLOP a step of the model, "
+        f"{state:.2f} GiB of weights, gradients and optimizer, about {activations:.2f} GiB of activations in fp32 "
+        f"(half of it in bf16)"
     )

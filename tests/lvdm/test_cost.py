@@ -43,6 +43,6 @@ def test_the_line_of_a_dry_run():
     cost = StepCost(flops=10**12, activation_bytes=2**30)
     text = describe_step("D2, 8 clips", trained=2**30 // 20, held=2**30 // 20 + 2**28, batch=8, cost=cost)
     assert text.startswith(
-        "D2, 8 clips: 53,687,091 of 322,122,547 parameters trained, the model takes 24 TFLOP a step, 2.00 GiB of "
+        "D2, 8 clips: 53,687,091 of 322,122,547 parameters trained, 24 TFLOP a step of the model, 2.00 "
     )
     assert "about 8.00 GiB of activations" in text
