@@ -52,7 +52,16 @@ class ClipPhase(Phase):
 class Training:
     """Keys of every training program."""
 
-    operational: ClassVar[tuple[str, ...]] = ("workers", "cache_gib", "save_every", "keep", "tracker", "threads")
+    # What may differ when a run goes on
+    operational: ClassVar[tuple[str, ...]] = (
+        "workers",
+        "cache_gib",
+        "log_every",
+        "save_every",
+        "keep",
+        "tracker",
+        "threads",
+    )
 
     out: str = ""
     """Run folder: config, log, checkpoints, export. The same command again resumes."""
@@ -78,6 +87,8 @@ class Training:
     """Samples after which clipping begins."""
     ema: float = 0.999
     """Decay an update of the averaged weights, which are the ones exported."""
+    log_every: int = 1
+    """Samples between records in log.jsonl and the tracker; 1 writes one a step."""
     save_every: int = 100_000
     """Samples between checkpoints."""
     keep: int = 2
@@ -98,7 +109,7 @@ class Training:
         choice(self, "precision", PRECISIONS)
         choice(self, "tracker", TRACKERS)
         choice(self, "non_finite", ("stop", "skip"))
-        at_least(self, accumulate=1, warmup=0, clip=0, save_every=1, keep=1, ema=0, beta1=0, beta2=0)
+        at_least(self, accumulate=1, warmup=0, clip=0, log_every=1, save_every=1, keep=1, ema=0, beta1=0, beta2=0)
         for key in ("ema", "beta1", "beta2"):
             if getattr(self, key) >= 1:
                 raise UserError(f"{key}={getattr(self, key)}: expected a decay from 0 to below 1")

@@ -54,6 +54,11 @@ def phases_left(phases: Sequence[Phase], data: Sequence[Any], seen: int) -> Iter
         start = end
 
 
+def crossed(seen: int, batch: int, every: int) -> bool:
+    """Whether the step of `batch` samples that led to `seen` reached or passed a multiple of `every` samples."""
+    return seen // every > (seen - batch) // every
+
+
 def learning_rate(config: Training, phase: Phase, seen: int) -> float:
     """The phase's rate, risen linearly over the first `warmup` samples of the training."""
     return phase.lr * min(1.0, (seen + phase.batch) / config.warmup) if config.warmup else phase.lr

@@ -22,7 +22,7 @@ from lvdm.rng import generator
 from lvdm.run import RunFolder, Timer
 from train.configs import TrainRefine, TrainVAE
 from train.data import collate, index_of, phase_clips
-from train.loop import LossGuard, adam, learning_rate, load_weights, micro_batches, phases_left, set_rate
+from train.loop import LossGuard, adam, crossed, learning_rate, load_weights, micro_batches, phases_left, set_rate
 from vae import losses
 from vae.base import VideoVAE
 from vae.discriminators import PatchGAN3D
@@ -137,10 +137,11 @@ def fit(
 
                 seen += phase.batch
                 sums = accelerators.mean_over_processes(accelerator, sums)
-                folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
-                accelerator.log(sums, step=seen)
+                if crossed(seen, phase.batch, config.log_every):
+                    folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
+                    accelerator.log(sums, step=seen)
                 progress.advance(phase.batch, f"l1 {sums['l1']:.3f}")
-                if seen == config.total or seen // config.save_every > (seen - phase.batch) // config.save_every:
+                if seen == config.total or crossed(seen, phase.batch, config.save_every):
                     folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
 
     # The averaged weights are what the run was for

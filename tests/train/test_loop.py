@@ -7,7 +7,7 @@ import torch
 
 from lvdm.errors import UserError
 from train.configs import Phase, Training
-from train.loop import LossGuard, adam, learning_rate, micro_batches, phases_left, set_rate
+from train.loop import LossGuard, adam, crossed, learning_rate, micro_batches, phases_left, set_rate
 from train.vae import frames_shown, posterior_noise
 
 
@@ -148,3 +148,8 @@ def test_guard_heeds_every_process():
     elsewhere = process()
     elsewhere.gather = lambda here: torch.cat([here, torch.tensor([False])])
     assert not guard(accelerator=elsewhere, non_finite="skip").accepts(GOOD, 0, [])
+
+
+def test_thresholds_are_crossed_once_whatever_the_batch():
+    assert [seen for seen in range(3, 31, 3) if crossed(seen, 3, 10)] == [12, 21, 30]
+    assert all(crossed(seen, 3, 1) for seen in range(3, 31, 3))
