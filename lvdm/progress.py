@@ -35,35 +35,47 @@ class Whole:
     """A plan: steps of known relative cost, and the share of the whole that is done."""
 
     def __init__(self, name: str, costs: list[float]):
-        self.costs, self.spent, self.now = costs, 0.0, 0.0
-        self.started, self._skipped = time.monotonic(), 0.0
-        self._display = _Terminal(name, sum(costs), 0) if sys.stderr.isatty() else None
+        self.total, self.started = sum(costs), time.monotonic()
+        self.before = self.skipped = 0.0  # cost of the steps that are over, and what of it was done by earlier runs
+        self.cost = self.share = 0.0  # of the step that runs now, and the share of it that is done
+        self._display = _Terminal(name, self.total, 0) if sys.stderr.isatty() else None
+
+    @property
+    def done(self) -> float:
+        return self.before + self.cost * self.share
 
     def step_skipped(self, cost: float) -> None:
-        self.spent += cost
-        self._skipped += cost
-        self.at(0.0)
+        self.before += cost
+        self.skipped += cost
+        self._show()
 
     @contextmanager
     def step(self, cost: float) -> Iterator[None]:
-        self._cost, self.now = cost, 0.0
+        self.cost, self.share = cost, 0.0
         yield
-        self.spent, self._cost = self.spent + cost, 0.0
-        self.at(0.0)
-
-    _cost = 0.0
+        self.before, self.cost = self.before + cost, 0.0
+        self._show()
 
     def at(self, share: float) -> None:
-        self.now = max(self.now, min(share, 1.0)) if self._cost else 0.0
-        if self._display:
-            self._display.show(self.spent + self._cost * self.now, "")
+        """A bar of the step that runs now has come to `share`; a later bar of the same step does not turn back."""
+        self.share = max(self.share, min(share, 1.0))
+        self._show()
 
     def line(self) -> str:
-        """ "37% of the whole, 2:10 left" from the time the steps so far took for their cost."""
-        done = self.spent + self._cost * self.now
-        worked = done - self._skipped
-        left = (sum(self.costs) - done) * (time.monotonic() - self.started) / worked if worked > 0 else float("nan")
-        return f"{done / max(sum(self.costs), 1e-9):.0%} of the whole" + (f", {clock(left)} left" if worked > 0 else "")
+        """ "37% of the whole, 2:10 left", from the time that the steps so far took for their cost."""
+        worked = self.done - self.skipped
+        share = f"{self.done / max(self.total, 1e-9):.0%} of the whole"
+        if worked <= 0:
+            return share
+        return f"{share}, {clock((self.total - self.done) * (time.monotonic() - self.started) / worked)} left"
+
+    def close(self) -> None:
+        if self._display:
+            self._display.close()
+
+    def _show(self) -> None:
+        if self._display:
+            self._display.show(self.done, "")
 
 
 @contextmanager
@@ -87,8 +99,7 @@ def whole(name: str, costs: list[float]) -> Iterator[Whole]:
     try:
         yield _whole
     finally:
-        if _whole._display:
-            _whole._display.close()
+        _whole.close()
         _whole = None
 
 
