@@ -10,7 +10,7 @@ class Clock:
     now = 1000.0
 
     def __call__(self) -> float:
-        return self.share
+        return self.now
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_clock():
 def test_a_line_every_tenth_with_the_time_left(time, capsys):
     with bar("train", 200) as task:
         for step in range(20):
-            time.share += 3.0
+            time.now += 3.0
             task.advance(10, f"l1 {step}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
@@ -45,14 +45,14 @@ def test_a_line_every_tenth_with_the_time_left(time, capsys):
 
 def test_a_line_without_a_note_and_steps_over_several_tenths(time, capsys):
     with bar("encode", 4) as task:
-        time.share += 8.0
+        time.now += 8.0
         task.advance(3)
     assert capsys.readouterr().err == "encode: 70%, 0:02 left\n"
 
 
 def test_a_resumed_run_counts_from_where_it_stood(time, capsys):
     with bar("train", 100, done=50) as task:
-        time.share += 10.0
+        time.now += 10.0
         task.advance(10)
         assert task.left() == pytest.approx(40.0)  # at the rate of this start, not of all samples
     assert capsys.readouterr().err == "train: 60%, 0:40 left\n"
@@ -71,9 +71,9 @@ def test_a_plan_tells_the_time_left_of_the_whole_from_its_costs(time, capsys):
         plan.step_skipped(30.0)
         assert plan.line() == "30% of the whole"
         with plan.step(10.0), bar("encode", 2) as task:
-            time.share += 10.0
+            time.now += 10.0
             task.advance(1)
-            time.share += 10.0
+            time.now += 10.0
             task.advance(1)
         assert plan.line() == "40% of the whole, 2:00 left"  # 2 s a unit of cost, the skipped step left out
         with plan.step(60.0):
@@ -93,7 +93,7 @@ def test_several_bars_in_one_step_never_move_the_whole_back(time):
         with bar("first", 2) as task:
             task.advance(2)
         with bar("second", 4) as task:
-            time.share += 1.0
+            time.now += 1.0
             task.advance(1)
         assert plan.share == 1.0
 
