@@ -41,6 +41,8 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"out={out}: cannot make this folder ({error.strerror}); choose another out") from None
+            if _is_free(self.path):
+                (self.path / "inputs.json").unlink(missing_ok=True)
             _write_new(self.path / "config.yaml", to_yaml(config))
 
     # ---- finished or not ---------------------------------------------------------------------------------------------
@@ -181,14 +183,18 @@ def same_config(folder: Path, config: Any) -> list[str]:
     return [key for key in normal if key not in free and stored.get(key) != normal[key]]
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is new, or holds what a start left that failed before it did anything."""
+    # A hidden file may be a config.yaml in the making: another process's, or one left by a kill.
+    return {path.name for path in folder.glob("[!.]*")} <= {"config.yaml", "inputs.json"}
+
+
 def _require_same_config(folder: Path, config: Any) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder}: is a file; expected a folder")
-    # A hidden file may be a config.yaml in the making: another process's, or one left by a kill.
-    held = {path.name for path in folder.glob("[!.]*")}
-    if held <= {"config.yaml"}:
-        return  # new, or a start that failed before it did anything
-    if "config.yaml" in held:
+    if _is_free(folder):
+        return
+    if (folder / "config.yaml").is_file():
         different = same_config(folder, config)
         if different:
             raise UserError(

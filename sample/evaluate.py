@@ -19,7 +19,7 @@ from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
 from lvdm.errors import UserError
 from lvdm.files import write_text
-from lvdm.latents import LatentFile
+from lvdm.latents import LatentFile, weights_hash
 from lvdm.media import to_float
 from lvdm.metrics.features import I3DFeatures, full_precision
 from lvdm.metrics.frames import psnr, ssim
@@ -58,9 +58,11 @@ class Table:
 def run(config: Evaluate) -> Path:
     """Writes `results.json` to `config.out` and prints its tables."""
     folder = RunFolder(config.out, config)
+    model = vae.load(config.vae).to(device())
+    videos = open_index(config.videos, config.labels).hash()
+    folder.bind(vae=weights_hash(model.state_dict()), videos=videos)  # or the numbers would be of something else
     if not folder.finished:
         accelerators.threads(config.threads)
-        model = vae.load(config.vae).to(device())
         measure = {"reconstruction": reconstruction, "refinement": refinement, "generation": generation}[config.what]
         tables = measure(config, model)
         write_text(folder.path / "results.json", json.dumps([asdict(table) for table in tables], indent=2))

@@ -17,7 +17,7 @@ from lvdm.cli import program
 from lvdm.diffusion import GaussianDiffusion, guided
 from lvdm.errors import UserError, nearest
 from lvdm.files import write_text
-from lvdm.latents import LatentSpace, load_latent, save_latent
+from lvdm.latents import LatentSpace, load_latent, save_latent, weights_hash
 from lvdm.media import contact_sheet, to_uint8
 from lvdm.progress import bar
 from lvdm.rng import generator
@@ -39,6 +39,7 @@ def run(config: Generate) -> Path:
     transformer = dit.load(config.dit).to(accelerator.device)
     model = vae.load(config.vae).to(accelerator.device)
     space = space_of(transformer, model, config)
+    folder.bind(dit=weights_hash(transformer.state_dict()), vae=weights_hash(model.state_dict()))
     refine = model.spec.refines if config.refine is None else config.refine
     require_refiner(model, refine, config.vae)
     labels = choose_labels(config, space)

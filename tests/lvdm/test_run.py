@@ -273,9 +273,16 @@ def test_the_timer_adds_up_over_starts(monkeypatch):
 
 
 def test_a_run_is_bound_to_what_it_reads(tmp_path):
-    RunFolder(tmp_path / "run", Config()).bind(videos="abc")
+    first = RunFolder(tmp_path / "run", Config())
+    first.bind(videos="abc")
+    first.log(samples=0)
     again = RunFolder(tmp_path / "run", Config())
     again.bind(videos="abc", latents="def")
     with pytest.raises(UserError, match="latents changed since this run began"):
         again.bind(videos="abc", latents="other")
     again.bind(latents="def")  # the refusal changed nothing
+
+
+def test_a_start_that_did_nothing_binds_nothing(tmp_path):
+    RunFolder(tmp_path / "run", Config()).bind(videos="abc")
+    RunFolder(tmp_path / "run", Config()).bind(videos="other")

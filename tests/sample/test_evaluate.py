@@ -1,6 +1,7 @@
 """Every number equals a direct computation on the same clips, and goes with the protocol that made it."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,7 +247,7 @@ def test_refused_in_one_line(what, keys, message, lvdm, videos, vae_of, tmp_path
     assert lvdm("evaluate", what, **keys) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("results.json"))
 
 
 @pytest.mark.parametrize("left, real", [(1, 3), (5, 1)])
@@ -267,3 +268,14 @@ def test_latents_of_another_vae_are_refused(lvdm, videos, samples, vae_of, tmp_p
     keys = {"samples": samples, "videos": videos, "out": tmp_path / "out", "stride": 2}
     assert lvdm("evaluate", "generation", vae=vae_of(seed=1), **keys) == 2
     assert "its latent belongs to another VAE" in capsys.readouterr().err
+
+
+def test_numbers_of_another_vae_under_the_same_path_are_not_shown_again(lvdm, videos, vae_of, tmp_path, capsys):
+    model = vae_of()
+    keys = {"vae": tmp_path / "vae", "videos": videos, "out": tmp_path / "out", "size": SIZE, "frames": 5}
+    shutil.copytree(model, tmp_path / "vae")
+    assert lvdm("evaluate", "reconstruction", **keys) == 0
+    shutil.rmtree(tmp_path / "vae")
+    shutil.copytree(vae_of(seed=1), tmp_path / "vae")
+    assert lvdm("evaluate", "reconstruction", **keys) == 2
+    assert "its vae changed since this run began" in capsys.readouterr().err

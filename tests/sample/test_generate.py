@@ -71,7 +71,9 @@ def test_a_run_writes_latents_and_videos_at_both_rates(samples, store):
 
 def test_classes_are_drawn_in_turn(samples):
     names = ["left", "right", "left", "right", "left"]
-    assert lines(samples) == [{"id": i, "seed": 0, "class": name, "fps": 12, "stride": 2} for i, name in enumerate(names)]
+    assert lines(samples) == [
+        {"id": i, "seed": 0, "class": name, "fps": 12, "stride": 2} for i, name in enumerate(names)
+    ]
 
 
 def test_latents_are_the_samplers_own_in_the_scale_of_the_vae(samples, transformer):
