@@ -175,12 +175,8 @@ def _write_new(path: Path, text: str) -> None:
 def same_config(folder: Path, config: Any) -> list[str]:
     """The keys in which `config` differs from the one stored in `folder`, those named `operational` left out."""
     stored = read_yaml(folder / "config.yaml")
-    asked, free = to_dict(config), {"out", *getattr(config, "operational", ())}
-    from omegaconf import OmegaConf
-
-    stored = OmegaConf.to_container(stored)
-    normal = json.loads(json.dumps(asked))
-    return [key for key in normal if key not in free and stored.get(key) != normal[key]]
+    asked, free = json.loads(json.dumps(to_dict(config))), {"out", *getattr(config, "operational", ())}
+    return [key for key in asked if key not in free and stored.get(key) != asked[key]]
 
 
 def _is_free(folder: Path) -> bool:

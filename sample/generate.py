@@ -32,14 +32,14 @@ def run(config: Generate) -> Path:
     accelerator = accelerators.make_accelerator(config.precision)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
-    if folder.finished:
-        accelerators.close(accelerator)
-        return folder.path
     accelerators.threads(config.threads)
     transformer = dit.load(config.dit).to(accelerator.device)
     model = vae.load(config.vae).to(accelerator.device)
     space = space_of(transformer, model, config)
     folder.bind(dit=weights_hash(transformer.state_dict()), vae=weights_hash(model.state_dict()))
+    if folder.finished:
+        accelerators.close(accelerator)
+        return folder.path
     refine = model.spec.refines if config.refine is None else config.refine
     require_refiner(model, refine, config.vae)
     labels = choose_labels(config, space)

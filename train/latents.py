@@ -9,6 +9,7 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.data.clips import Clip, ClipPolicy, Clips, Window
+from lvdm.data.index import Index
 from lvdm.latents import LatentStore, LatentWriter, Manifest, Record
 from lvdm.media import to_float
 from lvdm.progress import bar
@@ -25,13 +26,14 @@ def run(config: Latents) -> Path:
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     accelerators.threads(config.threads)
     model = vae.load(config.vae).to(accelerator.device)
-    folder.bind(videos=index_of(config).hash())
+    with accelerator.main_process_first():  # which fills the cache of indexes
+        index = index_of(config)
+    folder.bind(videos=index.hash())
     if folder.finished:
         LatentStore(folder.path).require(vae_sha256=model.latent_sha256())  # its run may have been trained anew
         accelerators.close(accelerator)
         return folder.path
-    with accelerator.main_process_first():
-        clips, windows = choose(config)
+    clips, windows = choose(config, index)
     writer = LatentWriter(config.out, manifest(config, model, clips, windows))
     missing = writer.missing()
     accelerator.wait_for_everyone()
@@ -54,10 +56,10 @@ def run(config: Latents) -> Path:
     return folder.path
 
 
-def choose(config: Latents) -> tuple[Clips, list[Window]]:
+def choose(config: Latents, index: Index) -> tuple[Clips, list[Window]]:
     """The clips of the store: evenly spaced in each video, each also mirrored when `flip` is set."""
     policy = ClipPolicy(config.frames, config.stride, config.size, "center", False, config.split, config.holdout)
-    clips = Clips(index_of(config), policy, seed=0, cache_gib=config.cache_gib).say_skipped()
+    clips = Clips(index, policy, seed=0, cache_gib=config.cache_gib).say_skipped()
     windows = clips.grid(config.per_video)
     return clips, [w._replace(flip=flip) for w in windows for flip in ((False, True) if config.flip else (False,))]
 
@@ -114,7 +116,7 @@ def encode_batch(model: VideoVAE, batch: list[Clip], config: Latents, clips: Cli
 def describe(config: Latents) -> str:
     """Clips, shape and size on disk, for `--dry-run`."""
     model = vae.load(config.vae)
-    clips, windows = choose(config)
+    clips, windows = choose(config, index_of(config))
     shape = model.spec.latent_shape(config.frames, config.size, config.size)
     size = 2 * len(windows) * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)
     return f"{len(windows)} clips of {len(clips)} videos, latents {tuple(shape)}, {size / 2**20:.1f} MiB on disk"

@@ -1,6 +1,5 @@
 """UniVAE: OD-VAE with multi-scale temporal downsampling, and a refinement decoder for twice the frame rate."""
 
-import copy
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -99,7 +98,7 @@ class UniVAE(VideoVAE):
         weights = self.state_dict()
         if init == "d1":
             weights |= {k.replace("decoder.", "refiner.", 1): v for k, v in weights.items() if k.startswith("decoder.")}
-        missing, unexpected = grown.load_state_dict(copy.deepcopy(weights), strict=False)
+        missing, unexpected = grown.load_state_dict(weights, strict=False)
         assert not unexpected and all(key.startswith("refiner.") for key in missing)
         return grown
 

@@ -25,6 +25,7 @@ VERSION = 1  # of what an index says of a file; a newer one is built anew
 SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 LABELS = ("auto", "folder", "file", "none")
 THUMBNAIL = (32, 18)  # width, height of what the shot detector sees
+_told: set[str] = set()  # indexes whose broken files this process has named
 CUT = 13.0  # distance of two thumbnails, in levels of 255, from which they may be of different shots
 
 
@@ -134,7 +135,7 @@ def build_index(
 def open_index(folder: str | Path, labels: str = "auto") -> Index:
     """`build_index`, kept in the cache folder until a file below `folder` comes, goes or changes (path, size, time).
 
-    Names the broken and damaged files on stderr. Nothing is written into `folder`.
+    Names the broken and damaged files on stderr, once a process. Nothing is written into `folder`.
     """
     if not str(folder) or not Path(folder).is_dir():
         raise UserError(f"videos={folder}: expected a folder of videos")
@@ -148,10 +149,12 @@ def open_index(folder: str | Path, labels: str = "auto") -> Index:
             index = build_index(folder, labels, lambda done, total: progress.advance())
         cached.parent.mkdir(parents=True, exist_ok=True)
         index.save(cached)
-    for row in [*index.broken, *index.damaged]:
-        print(f"{row.path}: {row.reason}", file=sys.stderr)
-    if index.broken:
-        print(f"{len(index.broken)} of {len(index.rows)} videos are broken and left out", file=sys.stderr)
+    if key not in _told:
+        _told.add(key)
+        for row in [*index.broken, *index.damaged]:
+            print(f"{row.path}: {row.reason}", file=sys.stderr)
+        if index.broken:
+            print(f"{len(index.broken)} of {len(index.rows)} videos are broken and left out", file=sys.stderr)
     return index
 
 

