@@ -8,6 +8,7 @@ registry = Registry("VAE")
 _TINY = {"width": 16, "blocks": 1}
 registry.add("univae", "vae.univae:UniVAE", tiny=_TINY)
 registry.add("odvae", "vae.odvae:ODVAE", tiny=_TINY)
+registry.add("cvvae", "vae.cvvae:CVVAE", tiny=_TINY)
 
 
 def names() -> list[str]:

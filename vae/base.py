@@ -1,67 +1,41 @@
-"""The contract of every video autoencoder: diffusers' `encode` / `decode`, and `spec`, `refine` and streams on top.
+"""The contract of every video autoencoder: diffusers' `encode` / `decode`, and `spec`, `refine`, streams, tiles on top.
 
 Videos are (B, 3, T, H, W) floats in [-1, 1], latents (B, z, t, h, w). A 4-D input is a batch of images (T = 1)
 and gives 4-D back, which is how diffusers' own video pipelines call an image VAE frame by frame.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from lvdm.errors import UserError
 from lvdm.latents import weights_hash
-from vae.blocks import Streamed, StreamState
+from vae.blocks import StreamState
+from vae.spec import VAESpec
+from vae.tiling import Tiling, tiled
 
 
-@dataclass(frozen=True)
-class VAESpec:
-    """What a program must know of a VAE before it sees a frame. Frame counts follow T = time_factor * n + 1."""
+class Posterior(DiagonalGaussianDistribution):
+    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w), and `kl()` to N(0, 1), a clip: (B,)."""
 
-    time_factor: int
-    space_factor: int
-    latent_channels: int
-    exact_streaming: bool
-    """Whether any chunking and any prefix give the whole clip's result."""
-    refines: bool
-    """Whether `refine` renders 2T - 1 frames."""
-    latent_mean: tuple[float, ...]
-    latent_std: tuple[float, ...]
-    """Defaults a channel, for users without statistics of their own data."""
-
-    def valid_frames(self, frames: int) -> int:
-        """The least length >= `frames` that the frame rule allows."""
-        return -(-(frames - 1) // self.time_factor) * self.time_factor + 1
-
-    def latent_frames(self, frames: int) -> int:
-        """Latents of a clip of `frames` frames, after padding to a valid length."""
-        return (self.valid_frames(frames) - 1) // self.time_factor + 1
-
-    def frames(self, latent_frames: int) -> int:
-        """Frames that `decode` renders from so many latents."""
-        return (latent_frames - 1) * self.time_factor + 1
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(z, t, h, w) of a clip; a UserError where the size is not divisible by the spatial factor."""
-        self.check_size(height, width)
-        f = self.space_factor
-        return self.latent_channels, self.latent_frames(frames), height // f, width // f
-
-    def check_size(self, height: int, width: int) -> None:
-        f = self.space_factor
-        if height % f or width % f:
-            fits = " or ".join(f"{max(f, height // f * f + k)}x{max(f, width // f * f + k)}" for k in (0, f))
-            raise UserError(f"frames of {height}x{width} (height x width): both must be divisible by {f}, e.g. {fits}")
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        mean, var, logvar = (0.0, 1.0, 0.0) if other is None else (other.mean, other.var, other.logvar)
+        terms = (self.mean - mean) ** 2 / var + self.var / var - 1.0 - self.logvar + logvar
+        return 0.5 * terms.flatten(1).sum(1)
 
 
 class VideoVAE(ModelMixin, ConfigMixin):
     """Base of the video autoencoders. A subclass gives `spec`, `_moments`, `_frames` and, if it refines, `_refined`."""
 
     _supports_gradient_checkpointing = True
+    _tiling: Tiling | None = None
+    _slicing = False
 
     # ---- what a subclass gives ---------------------------------------------------------------------------------------
 
@@ -89,35 +63,74 @@ class VideoVAE(ModelMixin, ConfigMixin):
             " or render without refine"
         )
 
+    def _pad(self, x: Tensor, frames: int) -> Tensor:
+        """A clip of `frames` frames: the last frame is repeated. With `_trim`, what a model does off its frame rule."""
+        return _right_replicate(x, frames)
+
+    def _trim(self, x: Tensor, frames: int | None) -> Tensor:
+        """The frames that were there before `_pad`."""
+        return x[:, :, :frames]
+
+    # ---- config ------------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> FrozenDict:
+        """What the model was built with: `type(model)(**model.options)` is the same architecture."""
+        return FrozenDict({key: value for key, value in self._internal_dict.items() if not key.startswith("_")})
+
+    @property
+    def config(self) -> FrozenDict:
+        """The options, and the keys that diffusers' pipelines ask an image VAE for (which are not saved)."""
+        spec = self.spec
+        asked = {
+            "scaling_factor": len(spec.latent_std) / sum(spec.latent_std),
+            "latent_channels": spec.latent_channels,
+            "block_out_channels": (spec.latent_channels,) * spec.space_factor.bit_length(),  # only counted: log2(f) + 1
+            "force_upcast": False,
+        }
+        return FrozenDict({**asked, **self._internal_dict})
+
     def latent_sha256(self) -> str:
         """Hash of the weights that make and read latents; a refinement decoder may come and go."""
         return weights_hash({k: v for k, v in self.state_dict().items() if not k.startswith("refiner.")})
 
     # ---- whole clips -------------------------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """The posterior of a clip (B, 3, T, H, W) or of images (B, 3, H, W), in [-1, 1].
+    def encode(self, x: Tensor, pad: bool = True, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """`.latent_dist`, the `Posterior` of a clip (B, 3, T, H, W) or of images (B, 3, H, W), in [-1, 1].
 
-        Lengths off the frame rule are right-replicated to the next valid one; H and W off the spatial factor are a
-        UserError. `.latent_dist` has `sample()`, `mode()`, `mean`, `logvar`, each (B, z, t, h, w).
+        Lengths off the frame rule are padded to the next valid one, or a UserError with `pad=False`; H and W off the
+        spatial factor are a UserError.
         """
-        self.spec.check_size(*x.shape[-2:])
-        video = x.unsqueeze(2) if x.ndim == 4 else x
-        moments = self._moments(_right_replicate(video, self.spec.valid_frames(video.shape[2])))
-        posterior = DiagonalGaussianDistribution(moments.squeeze(2) if x.ndim == 4 else moments)
+        spec, video = self.spec, x.unsqueeze(2) if x.ndim == 4 else x
+        spec.check_size(*x.shape[-2:])
+        if not pad:
+            spec.check_frames(video.shape[2])
+        video = self._pad(video, spec.valid_frames(video.shape[2]))
+        moments = self._sliced(self._whole_moments, video)
+        posterior = Posterior(moments.squeeze(2) if x.ndim == 4 else moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def decode(self, z: Tensor, num_frames: int | None = None, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Frames of latents (B, z, t, h, w), trimmed to `num_frames` when given; (B, z, h, w) gives images."""
-        video = self._frames(z.unsqueeze(2) if z.ndim == 4 else z)
-        video = video.squeeze(2) if z.ndim == 4 else video[:, :, :num_frames]
-        return DecoderOutput(sample=video) if return_dict else (video,)
+    def decode(
+        self,
+        z: Tensor,
+        num_frames: int | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple:
+        """Frames of latents (B, z, t, h, w), trimmed to `num_frames` when given; (B, z, h, w) gives images.
+
+        Nothing is drawn: `generator` is there for diffusers' pipelines, which pass theirs.
+        """
+        return self._render(z, num_frames, False, return_dict)
 
     def refine(self, z: Tensor, num_frames: int | None = None, return_dict: bool = True) -> DecoderOutput | tuple:
         """2T - 1 frames from the latents of T frames; `num_frames` trims, counted in rendered frames."""
-        video = self._refined(z.unsqueeze(2) if z.ndim == 4 else z)
-        video = video.squeeze(2) if z.ndim == 4 else video[:, :, :num_frames]
-        return DecoderOutput(sample=video) if return_dict else (video,)
+        return self._render(z, num_frames, True, return_dict)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """A clip (B, 3, T, H, W) or images (B, 3, H, W) through the mode of the posterior and back, T frames."""
+        return self.decode(self.encode(x).latent_dist.mode(), num_frames=x.shape[2] if x.ndim == 5 else None).sample
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction, mean, logvar) of clips (B, 3, T, H, W); `noise` (B, z, t, h, w) draws the posterior, None
@@ -129,20 +142,16 @@ class VideoVAE(ModelMixin, ConfigMixin):
     # ---- streams -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int = 8) -> Iterator[DiagonalGaussianDistribution]:
+    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int = 8) -> Iterator[Posterior]:
         """Posteriors of an endless video: `chunks` are (B, 3, t, H, W) of any t >= 1, in order.
 
-        Works on at most about `chunk_frames` frames at a time, so memory does not grow with the video, and equals
-        `encode` of the whole. The tail is right-replicated to the frame rule. Raises UserError for inexact models.
+        Works on at most about `chunk_frames` frames at a time, so memory does not grow with the video. Equals `encode`
+        of the whole where the model streams exactly; the others need `enable_tiling(frames=...)`, else a UserError.
+        The tail is right-replicated to the frame rule.
         """
-        self._require_exact("stream_encode")
-        state, f = StreamState(), self.spec.time_factor
-        for piece in _regroup(chunks, f, max(1, chunk_frames // f), first=1):
-            self.spec.check_size(*piece.shape[-2:])
-            length = piece.shape[2] - (0 if state.started else 1)
-            piece = _right_replicate(piece, piece.shape[2] + -length % f)
-            yield DiagonalGaussianDistribution(self._moments(piece, state))
-            state.started = True
+        self._require_stream("stream_encode")
+        for moments in self._moment_stream(chunks, chunk_frames):
+            yield Posterior(moments)
 
     @torch.no_grad()
     def stream_decode(
@@ -152,11 +161,9 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
         At most `chunk_latents` latents are decoded at a time. `num_frames` trims the total, in rendered frames.
         """
-        self._require_exact("stream_decode")
-        state, left = StreamState(), num_frames
-        for piece in _regroup(chunks, 1, chunk_latents, first=0):
-            frames = self._refined(piece, state) if refine else self._frames(piece, state)
-            state.started = True
+        self._require_stream("stream_decode")
+        left = num_frames
+        for frames in self._frame_stream(chunks, refine, chunk_latents):
             if left is not None:
                 frames, left = frames[:, :, :left], left - frames.shape[2]
             if frames.shape[2]:
@@ -164,18 +171,106 @@ class VideoVAE(ModelMixin, ConfigMixin):
             if left is not None and left <= 0:
                 return
 
-    def _require_exact(self, name: str) -> None:
-        if not self.spec.exact_streaming:
+    def _require_stream(self, name: str) -> None:
+        if not self.spec.exact_streaming and not (self._tiling and self._tiling.frames):
             raise UserError(
-                f"{name}: this {type(self).__name__} does not stream exactly (statistics over time or interpolation"
-                " that looks ahead); use encode / decode on whole clips, or norm=frame and upsample=nearest"
+                f"{name}: this {type(self).__name__} does not stream exactly ({self.spec.inexact}); use encode / decode"
+                " on whole clips, or enable_tiling(frames=17) for an approximation"
             )
 
-    def _name_streamed_modules(self) -> None:
-        """Gives each module that keeps frames between chunks its path, the key of its cache; call after building."""
-        for path, module in self.named_modules():
-            if isinstance(module, Streamed):
-                module.path = path
+    def _moment_stream(self, chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
+        """Moments of exact chunks, or of runs of frames that share their first frame with the run before."""
+        spec = self.spec
+        f, first, exact = spec.time_factor, spec.first_frames, spec.exact_streaming
+        run = chunk_frames if exact else self._tiling.frames - 1
+        state, last = StreamState() if exact else None, None
+        for piece in _regroup(chunks, f, max(1, run // f), first=first % f):
+            spec.check_size(*piece.shape[-2:])
+            started = last is not None
+            short = -(piece.shape[2] - (0 if started else first % f)) % f
+            piece = _right_replicate(piece, piece.shape[2] + short)
+            if exact or first > 1 or not started:
+                yield self._tiled_moments(piece, state)
+            else:
+                yield self._tiled_moments(torch.cat([last, piece], 2))[:, :, 1:]
+            last = piece[:, :, -1:].clone()
+            if exact:
+                state.start()
+
+    def _frame_stream(self, chunks: Iterable[Tensor], refine: bool, chunk_latents: int) -> Iterator[Tensor]:
+        """Frames of exact chunks of latents, or of runs that share their first latent with the run before."""
+        spec = self.spec
+        exact, alone = spec.exact_streaming, spec.first_frames > 1
+        run = chunk_latents if exact else max(1, (self._tiling.frames - 1) // spec.time_factor)
+        state, last = StreamState() if exact else None, None
+        for piece in _regroup(chunks, 1, run, first=0 if exact or alone else 1):
+            if exact or alone or last is None:
+                yield self._tiled_frames(piece, state, refine)
+            else:
+                yield self._tiled_frames(torch.cat([last, piece], 2), None, refine)[:, :, 1:]
+            last = piece[:, :, -1:].clone()
+            if exact:
+                state.start()
+
+    # ---- tiles and slices --------------------------------------------------------------------------------------------
+
+    def enable_tiling(self, size: int = 256, overlap: float = 0.25, frames: int = 17) -> None:
+        """Cuts what is larger than memory: tiles of `size` pixels, blended linearly over `overlap` of a tile, and runs
+        of about `frames` frames. 0 keeps frames, or clips, whole. UserError where the numbers do not fit the model.
+
+        Tiles in space are an approximation: each sees its own pixels only. Runs in time are exact where the model
+        streams exactly; the others repeat the last frame of a run as the first of the next and drop it (as OD-VAE and
+        CV-VAE do), or, where the first frame is no image, run independently.
+        """
+        self._tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
+
+    def disable_tiling(self) -> None:
+        """Whole frames and whole clips again."""
+        self._tiling = None
+
+    def enable_slicing(self) -> None:
+        """One clip of a batch at a time: less memory, the same result."""
+        self._slicing = True
+
+    def disable_slicing(self) -> None:
+        """Whole batches again."""
+        self._slicing = False
+
+    def _render(self, z: Tensor, num_frames: int | None, refine: bool, return_dict: bool) -> DecoderOutput | tuple:
+        video = self._sliced(lambda part: self._whole_frames(part, refine), z.unsqueeze(2) if z.ndim == 4 else z)
+        video = self._trim(video, 1).squeeze(2) if z.ndim == 4 else self._trim(video, num_frames)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def _sliced(self, run: Any, x: Tensor) -> Tensor:
+        return torch.cat([run(part) for part in x.split(1)]) if self._slicing and len(x) > 1 else run(x)
+
+    def _whole_moments(self, x: Tensor) -> Tensor:
+        if self._tiling and 0 < self._tiling.frames < x.shape[2]:
+            return torch.cat(list(self._moment_stream([x], self._tiling.frames - 1)), 2)
+        return self._tiled_moments(x)
+
+    def _whole_frames(self, z: Tensor, refine: bool) -> Tensor:
+        if self._tiling and 0 < self._tiling.frames < self.spec.frames(z.shape[2]):
+            latents = max(1, (self._tiling.frames - 1) // self.spec.time_factor)
+            return torch.cat(list(self._frame_stream([z], refine, latents)), 2)
+        return self._tiled_frames(z, None, refine)
+
+    def _tiled_moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        def run(piece: Tensor, tile: Any) -> Tensor:
+            return self._moments(piece, None if state is None else state.of(tile))
+
+        return self._tiled(run, x, self.spec.space_factor)
+
+    def _tiled_frames(self, z: Tensor, state: StreamState | None, refine: bool) -> Tensor:
+        def run(piece: Tensor, tile: Any) -> Tensor:
+            return (self._refined if refine else self._frames)(piece, None if state is None else state.of(tile))
+
+        return self._tiled(run, z, 1)
+
+    def _tiled(self, run: Any, x: Tensor, unit: int) -> Tensor:
+        if not self._tiling or not self._tiling.size:
+            return run(x, None)
+        return tiled(run, x, self._tiling.size // self.spec.space_factor, self._tiling.overlap, unit)
 
 
 def _right_replicate(x: Tensor, frames: int) -> Tensor:

@@ -1,27 +1,48 @@
-"""The block vocabulary of causal video autoencoders. Tensors are (B, C, T, H, W).
+"""The block vocabulary of video autoencoders. Tensors are (B, C, T, H, W).
 
 Whole clips, images and streams run the same modules with the same weights. A stream hands a `StreamState` through
-`forward`; a temporal convolution of kernel k and stride s finds in it the last k - s frames of its padded input, under
-its own path in the model. Without a state the clip is whole, and its first frame is replicated to the front.
+`forward`; a temporal convolution of kernel k and stride s finds in it the last k - s frames of its padded input.
+Without a state the clip is whole, and its first frame is replicated to the front.
+
+What differs between families is a choice of blocks: a *kind* of residual block ("2d", "3d", "half"), a convolution
+(`CausalConv3d`, `GroupCausalConv3d`, `CentredConv3d`) and a norm, each handed to the builders as a function.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CUBE, FRAME, POINT = (3, 3, 3), (1, 3, 3), (1, 1, 1)
+KINDS = {"2d": (FRAME, FRAME), "3d": (CUBE, CUBE), "half": (CUBE, FRAME)}
+"""Kernels of the two convolutions of a residual block."""
+
+Convolution = Callable[..., nn.Module]
+"""(in_channels, out_channels, kernel, stride) -> a convolution."""
+Normalisation = Callable[[int], nn.Module]
+"""(channels) -> a norm."""
 
 
 class StreamState(dict):
-    """What a stream remembers between chunks: frames by module path, and whether the first chunk has passed."""
+    """What a stream remembers between chunks: frames by module, and whether the first chunk has passed."""
 
-    started = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = False
+        self.tiles: dict[object, StreamState] = {}
 
+    def of(self, tile: object) -> "StreamState":
+        """The state of one tile of the frame; None is the whole frame."""
+        return self if tile is None else self.tiles.setdefault(tile, StreamState())
 
-class Streamed(nn.Module):
-    """A module with something to remember; `path` is set once the model is built."""
-
-    path = ""
+    def start(self) -> None:
+        """The first chunk has passed."""
+        self.started = True
+        for tile in self.tiles.values():
+            tile.started = True
 
 
 def frames_to_batch(x: Tensor) -> Tensor:
@@ -35,39 +56,112 @@ def batch_to_frames(x: Tensor, batch: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Convolution and norm
+# Convolutions
 
 
-class CausalConv3d(nn.Conv3d, Streamed):
-    """A convolution that never sees a later frame: the first frame is replicated k_t - 1 times to the front.
+class Conv3d(nn.Conv3d):
+    """The spatial half of all convolutions here: zeros, on both sides at stride 1, right and bottom only at stride 2.
 
-    In space: zeros, on both sides at stride 1, right and bottom only at stride 2. T frames give
-    floor((T - 1) / s_t) + 1. A temporal kernel of 1 is a 2D convolution a frame.
+    A temporal kernel of 1 is a 2D convolution a frame; how a longer one sees other frames is the subclass's.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int] = (3, 3, 3), stride=(1, 1, 1)):
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int] = CUBE, stride=(1, 1, 1)):
         super().__init__(in_channels, out_channels, kernel, stride)
 
-    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        downsamples = self.stride[1] > 1
-        padding = (0, 0) if downsamples else (self.kernel_size[1] // 2, self.kernel_size[2] // 2)
-        if downsamples:
-            x = F.pad(x, (0, 1, 0, 1))
-        if self.kernel_size[0] == 1 or (x.shape[2] == 1 and state is None):
-            # An image is a clip of equal frames, so the taps of the kernel add up to one 2D kernel.
-            y = F.conv2d(frames_to_batch(x), self.weight.sum(2), self.bias, self.stride[1:], padding)
-            return batch_to_frames(y, len(x))
-        x = self._with_past(x, state)
+    def _spatial(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded where the stride is 2, and what the convolution itself pads with zeros."""
+        if self.stride[1] > 1:
+            return F.pad(x, (0, 1, 0, 1)), (0, 0)
+        return x, (self.kernel_size[1] // 2, self.kernel_size[2] // 2)
+
+    def _a_frame_at_a_time(self, x: Tensor, weight: Tensor) -> Tensor:
+        x, padding = self._spatial(x)
+        return batch_to_frames(F.conv2d(frames_to_batch(x), weight, self.bias, self.stride[1:], padding), len(x))
+
+    def _over_time(self, x: Tensor) -> Tensor:
+        """The convolution of a clip whose frames are padded already."""
+        x, padding = self._spatial(x)
         return F.conv3d(x, self.weight, self.bias, self.stride, (0, *padding))
 
-    def _with_past(self, x: Tensor, state: StreamState | None) -> Tensor:
+
+class CausalConv3d(Conv3d):
+    """A convolution that never sees a later frame: the first frame is replicated k_t - 1 times to the front.
+
+    T frames give floor((T - 1) / s_t) + 1.
+    """
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.kernel_size[0] == 1 or (x.shape[2] == 1 and state is None):
+            # An image is a clip of equal frames, so the taps of the kernel add up to one 2D kernel.
+            return self._a_frame_at_a_time(x, self.weight.sum(2))
         k, s = self.kernel_size[0], self.stride[0]
-        past = state[self.path] if state is not None and state.started else x[:, :, :1].expand(-1, -1, k - 1, -1, -1)
+        past = state[self] if state is not None and state.started else x[:, :, :1].expand(-1, -1, k - 1, -1, -1)
         x = torch.cat([past, x], 2)
         if state is not None:
             outputs = (x.shape[2] - k) // s + 1
-            state[self.path] = x[:, :, outputs * s :].clone()
-        return x
+            state[self] = x[:, :, outputs * s :].clone()
+        return self._over_time(x)
+
+
+class CentredConv3d(Conv3d):
+    """A convolution that sees as many later frames as earlier ones; beyond the clip are zeros, or its end frames."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel=CUBE, stride=(1, 1, 1), replicate: bool = False):
+        super().__init__(in_channels, out_channels, kernel, stride)
+        self.replicate = replicate
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        if state is not None:
+            raise TypeError("a convolution that looks ahead cannot stream")
+        n = self.kernel_size[0] // 2
+        if n == 0:
+            return self._a_frame_at_a_time(x, self.weight[:, :, 0])
+        if self.replicate:
+            x = torch.cat([x[:, :, :1].expand(-1, -1, n, -1, -1), x, x[:, :, -1:].expand(-1, -1, n, -1, -1)], 2)
+        else:
+            x = F.pad(x, (0, 0, 0, 0, n, n))
+        return self._over_time(x)
+
+
+class GroupCausalConv3d(Conv3d):
+    """IV-VAE's group causal convolution (3.3): frame 0 is a group, then every `group` frames are one.
+
+    Inside a group the kernel is centred, so frames see each other both ways; to the left is the end of the group
+    before (for frame 0: itself), to the right of the group are zeros, so nothing leaks back across its edge.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel=CUBE, stride=(1, 1, 1), group: int = 4):
+        super().__init__(in_channels, out_channels, kernel, stride)
+        self.group = group
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        n = self.kernel_size[0] // 2
+        if n == 0:
+            return self._a_frame_at_a_time(x, self.weight[:, :, 0])
+        first = 0 if state is not None and state.started else 1
+        past = state[self] if first == 0 else x[:, :, :1].expand(-1, -1, n, -1, -1)
+        if state is not None:
+            state[self] = torch.cat([past, x], 2)[:, :, -n:].clone()
+        out = []
+        if first:
+            head = torch.cat([past, x[:, :, :1]], 2)
+            past = head[:, :, -n:]
+            out.append(self._over_time(F.pad(head, (0, 0, 0, 0, 0, n))))
+        if x.shape[2] > first:
+            out.append(self._groups(past, x[:, :, first:]))
+        return torch.cat(out, 2) if len(out) > 1 else out[0]
+
+    def _groups(self, past: Tensor, x: Tensor) -> Tensor:
+        """All groups at once, as a batch, each with the frames before it and zeros after it."""
+        n = self.kernel_size[0] // 2
+        windows = torch.cat([past, x], 2).unfold(2, n + self.group, self.group)  # (B, C, groups, H, W, n + group)
+        batch = windows.permute(0, 2, 1, 5, 3, 4).flatten(0, 1)
+        y = self._over_time(F.pad(batch, (0, 0, 0, 0, 0, n)))
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norm, residual block, attention
 
 
 def norm_groups(channels: int) -> int:
@@ -78,8 +172,8 @@ def norm_groups(channels: int) -> int:
 class Norm(nn.GroupNorm):
     """GroupNorm with the statistics of a frame (`frame`: causal, exact streams) or the clip (`clip`: as published)."""
 
-    def __init__(self, channels: int, mode: str):
-        super().__init__(norm_groups(channels), channels, eps=1e-6)
+    def __init__(self, channels: int, mode: str, eps: float = 1e-6):
+        super().__init__(norm_groups(channels), channels, eps=eps)
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,22 +182,19 @@ class Norm(nn.GroupNorm):
         return batch_to_frames(super().forward(frames_to_batch(x)), len(x))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Residual block and attention
-
-
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv on a shortcut; temporal (3x3x3, causal) or a frame at a time (1x3x3)."""
+    """norm, SiLU, conv, norm, SiLU, conv on a shortcut; `kind` says which convolutions see other frames."""
 
-    def __init__(self, in_channels: int, out_channels: int, temporal: bool, norm: str):
+    def __init__(
+        self, in_channels: int, out_channels: int, kind: str, norm: Normalisation, conv: Convolution = CausalConv3d
+    ):
         super().__init__()
-        kernel = (3, 3, 3) if temporal else (1, 3, 3)
-        self.norm1 = Norm(in_channels, norm)
-        self.conv1 = CausalConv3d(in_channels, out_channels, kernel)
-        self.norm2 = Norm(out_channels, norm)
-        self.conv2 = CausalConv3d(out_channels, out_channels, kernel)
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
+        first, second = KINDS[kind]
+        self.norm1 = norm(in_channels)
+        self.conv1 = conv(in_channels, out_channels, first)
+        self.norm2 = norm(out_channels)
+        self.conv2 = conv(out_channels, out_channels, second)
+        self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, POINT)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)), state)
@@ -112,34 +203,58 @@ class ResBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Single-head self-attention over the pixels of each frame, pre-norm, residual."""
+    """Single-head self-attention over the pixels of each frame, pre-norm, residual.
 
-    def __init__(self, channels: int, norm: str):
+    `legacy_reshape` mixes up time and channels when T > 1, as the first OD-VAE code did: for its old weights only.
+    """
+
+    def __init__(self, channels: int, norm: Normalisation, legacy_reshape: bool = False):
         super().__init__()
-        self.norm = Norm(channels, norm)
-        self.to_q, self.to_k, self.to_v, self.to_out = (CausalConv3d(channels, channels, (1, 1, 1)) for _ in range(4))
+        self.legacy_reshape = legacy_reshape
+        self.norm = norm(channels)
+        self.to_q, self.to_k, self.to_v, self.to_out = (CausalConv3d(channels, channels, POINT) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         h = self.norm(x)
-        q, k, v = (
-            frames_to_batch(to(h)).flatten(2).mT.unsqueeze(1).contiguous() for to in (self.to_q, self.to_k, self.to_v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = batch_to_frames(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:]), len(x))
+        q, k, v = (self._tokens(to(h)).mT.unsqueeze(1).contiguous() for to in (self.to_q, self.to_k, self.to_v))
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
+        if self.legacy_reshape:
+            h = h.reshape(x.shape)
+        else:
+            h = batch_to_frames(h.unflatten(2, x.shape[-2:]), len(x))
         return x + self.to_out(h)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B*T, C, H*W)."""
+        if self.legacy_reshape:
+            return x.reshape(x.shape[0] * x.shape[2], x.shape[1], -1)
+        return frames_to_batch(x).flatten(2)
 
 
 class MidBlock(nn.Module):
-    """Temporal residual block, frame attention, temporal residual block."""
+    """Residual block, attention, residual block."""
 
-    def __init__(self, channels: int, norm: str):
+    def __init__(
+        self, channels: int, kind: str, norm: Normalisation, attention: nn.Module, conv: Convolution = CausalConv3d
+    ):
         super().__init__()
-        self.block1 = ResBlock(channels, channels, True, norm)
-        self.attention = FrameAttention(channels, norm)
-        self.block2 = ResBlock(channels, channels, True, norm)
+        self.block1 = ResBlock(channels, channels, kind, norm, conv)
+        self.attention = attention
+        self.block2 = ResBlock(channels, channels, kind, norm, conv)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        return self.block2(self.attention(self.block1(x, state)), state)
+        return self.block2(self.attention(self.block1(x, state), state), state)
+
+
+class Checkpointed(nn.Module):
+    """Recomputes blocks in the backward pass when diffusers' `enable_gradient_checkpointing()` asks for it."""
+
+    gradient_checkpointing = False
+
+    def _run(self, block: nn.Module, h: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.gradient_checkpointing and self.training and state is None:
+            return checkpoint(block, h, use_reentrant=False)
+        return block(h, state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,11 +269,11 @@ class MultiScaleDown(nn.Module):
     groups again by a 1x1x1 convolution that starts as the identity.
     """
 
-    def __init__(self, channels: int, kernels: tuple[int, ...], fuse: str):
+    def __init__(self, channels: int, kernels: tuple[int, ...], fuse: str = "none", conv: Convolution = CausalConv3d):
         super().__init__()
         part = channels // len(kernels)
-        self.branches = nn.ModuleList(CausalConv3d(part, part, (t, 3, 3), (2, 2, 2)) for t in kernels)
-        self.fuse = CausalConv3d(channels, channels, (1, 1, 1)) if fuse == "conv1x1" else nn.Identity()
+        self.branches = nn.ModuleList(conv(part, part, (t, 3, 3), (2, 2, 2)) for t in kernels)
+        self.fuse = CausalConv3d(channels, channels, POINT) if fuse == "conv1x1" else nn.Identity()
         if fuse == "conv1x1":
             nn.init.dirac_(self.fuse.weight)
             nn.init.zeros_(self.fuse.bias)
@@ -174,10 +289,10 @@ class Upsample(nn.Module):
     `nearest` repeats and is causal; `trilinear` (as published, align_corners=False) looks one frame ahead.
     """
 
-    def __init__(self, channels: int, time: int, mode: str):
+    def __init__(self, channels: int, time: int, mode: str, conv: Convolution = CausalConv3d):
         super().__init__()
         self.time, self.mode = time, mode
-        self.conv = CausalConv3d(channels, channels, (3 if time > 1 else 1, 3, 3))
+        self.conv = conv(channels, channels, CUBE if time > 1 else FRAME)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         if self.time == 1:

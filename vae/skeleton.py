@@ -1,48 +1,92 @@
-"""The encoder and decoder that the OD-VAE family shares: the Stable Diffusion layout, inflated to causal 3D."""
+"""The encoder and decoder of the Stable Diffusion layout, whose blocks each family chooses: OD-VAE, UniVAE, CV-VAE, VQGAN.
+
+Level i has `widths[i]` channels and works at 1/2^i of the picture's size in the encoder; the decoder's levels run back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vae.blocks import CausalConv3d, MidBlock, MultiScaleDown, Norm, ResBlock, StreamState, Upsample
+from vae.blocks import (
+    CUBE,
+    FRAME,
+    POINT,
+    CausalConv3d,
+    Checkpointed,
+    Convolution,
+    FrameAttention,
+    MidBlock,
+    Normalisation,
+    ResBlock,
+    StreamState,
+)
+
+Step = Callable[[int, int], nn.Module]
+"""(level, channels) -> the module that leaves this level for the next."""
 
 
-class _Checkpointed(nn.Module):
-    """Recomputes residual blocks in the backward pass when diffusers' `enable_gradient_checkpointing()` asks for it."""
+@dataclass(frozen=True)
+class Plan:
+    """Which blocks an encoder or decoder is made of."""
 
-    gradient_checkpointing = False
+    widths: Sequence[int]
+    """Channels of levels 0, 1, 2, ..."""
+    blocks: int
+    """Residual blocks a level of the encoder; a decoder has one more."""
+    kinds: Sequence[str]
+    """Kind of the residual blocks of each level (see `KINDS`)."""
+    norm: Normalisation
+    mid_kind: str = "3d"
+    mid_attention: Callable[[int], nn.Module] | None = None
+    """(channels) -> the attention of the middle; None attends a frame."""
+    attention_levels: Sequence[int] = ()
+    """Levels whose every block is followed by an attention of each frame."""
+    conv: Convolution | Sequence[Convolution] = CausalConv3d
+    """The convolution that sees other frames: one for all levels, or one a level."""
+    end: tuple[int, int, int] = CUBE
+    """Kernel of the last convolution."""
 
-    def _run(self, block: ResBlock, h: Tensor, state: StreamState | None) -> Tensor:
-        if self.gradient_checkpointing and self.training and state is None:
-            return checkpoint(block, h, use_reentrant=False)
-        return block(h, state)
+    def conv_of(self, level: int) -> Convolution:
+        """The convolution of a level; -1 is the last level's."""
+        return self.conv if callable(self.conv) else self.conv[level]
+
+    def level(self, level: int, channels: int, blocks: int) -> nn.ModuleList:
+        """The blocks of a level that is entered with `channels`."""
+        out, parts = self.widths[level], []
+        for _ in range(blocks):
+            parts.append(ResBlock(channels, out, self.kinds[level], self.norm, self.conv_of(level)))
+            if level in self.attention_levels:
+                parts.append(FrameAttention(out, self.norm))
+            channels = out
+        return nn.ModuleList(parts)
+
+    def middle(self) -> MidBlock:
+        """The middle, at the last level's width."""
+        channels = self.widths[-1]
+        attention = self.mid_attention(channels) if self.mid_attention else FrameAttention(channels, self.norm)
+        return MidBlock(channels, self.mid_kind, self.norm, attention, self.conv_of(-1))
 
 
-class Encoder(_Checkpointed):
-    """(B, 3, T, H, W) -> (B, 2z, (T-1)/4 + 1, H/8, W/8).
+class Encoder(Checkpointed):
+    """(B, 3, T, H, W) -> (B, channels, t, H/2^n, W/2^n), n = number of levels - 1.
 
-    Levels 0 and 1 and `conv_in` see one frame at a time; levels 2, 3 and the middle are causal 3D (OD-VAE variant 4).
-    Level 0 ends in a spatial downsampling, levels 1 and 2 in a temporal and spatial one.
+    `down(i, channels)` leaves level i; `begin` is the kernel of the first convolution.
     """
 
-    def __init__(self, z: int, width: int, mult: tuple[int, ...], blocks: int, kernels, fuse: str, norm: str):
+    def __init__(self, channels: int, plan: Plan, down: Step, begin: tuple[int, int, int] = FRAME):
         super().__init__()
-        widths = [width * m for m in mult]
-        self.conv_in = CausalConv3d(3, width, (1, 3, 3))
+        widths = plan.widths
+        self.conv_in = plan.conv_of(0)(3, widths[0], begin)
         self.levels, self.downs = nn.ModuleList(), nn.ModuleList()
-        channels = width
         for i, out in enumerate(widths):
-            level = nn.ModuleList()
-            for _ in range(blocks):
-                level.append(ResBlock(channels, out, temporal=i > 1, norm=norm))
-                channels = out
-            self.levels.append(level)
+            self.levels.append(plan.level(i, widths[max(0, i - 1)], plan.blocks))
             if i < len(widths) - 1:
-                spatial = CausalConv3d(out, out, (1, 3, 3), (1, 2, 2))
-                self.downs.append(spatial if i == 0 else MultiScaleDown(out, kernels, fuse))
-        self.mid = MidBlock(channels, norm)
-        self.norm_out = Norm(channels, norm)
-        self.conv_out = CausalConv3d(channels, 2 * z)
+                self.downs.append(down(i, out))
+        self.mid = plan.middle()
+        self.norm_out = plan.norm(widths[-1])
+        self.conv_out = plan.conv_of(-1)(widths[-1], channels, plan.end)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         h = self.conv_in(x, state)
@@ -55,34 +99,30 @@ class Encoder(_Checkpointed):
         return self.conv_out(F.silu(self.norm_out(h)), state)
 
 
-class Decoder(_Checkpointed):
-    """(B, z, t, h, w) -> (B, 3, T, 8h, 8w), in two halves that meet after the last temporal upsampling.
+class Decoder(Checkpointed):
+    """(B, z, t, h, w) -> (B, 3, T, 2^n h, 2^n w). `up(i, channels)` leaves level i for level i - 1.
 
-    `trunk` gives the features there (the tap of UniVAE eq. 2: 512 channels, all T frames, H/2); `head` renders them.
-    `last_time` is the temporal factor of that last upsampler: 2 for T = 4(t-1) + 1 frames, 4 for twice the rate.
+    In two halves that meet after the second upsampling, the last temporal one of UniVAE: `trunk` gives the features
+    there (the tap of eq. 2: 512 channels, all T frames, H/2), `head` renders them. `self.levels` are in the order in
+    which they run: the last level of `plan` is the first.
     """
 
-    def __init__(self, z: int, width: int, mult: tuple[int, ...], blocks: int, norm: str, upsample: str, last_time=2):
+    def __init__(self, z: int, plan: Plan, up: Step, begin: tuple[int, int, int] = CUBE, post_quant: bool = True):
         super().__init__()
-        widths = [width * m for m in mult][::-1]
-        self.post_quant_conv = CausalConv3d(z, z, (1, 1, 1))
-        self.conv_in = CausalConv3d(z, widths[0])
-        self.mid = MidBlock(widths[0], norm)
+        widths = plan.widths
+        self.post_quant_conv = CausalConv3d(z, z, POINT) if post_quant else nn.Identity()
+        self.conv_in = plan.conv_of(-1)(z, widths[-1], begin)
+        self.mid = plan.middle()
         self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
-        channels = widths[0]
-        for out in widths:
-            level = nn.ModuleList()
-            for _ in range(blocks + 1):
-                level.append(ResBlock(channels, out, temporal=True, norm=norm))
-                channels = out
-            self.levels.append(level)
-        for out, time in zip(widths, (2, last_time, 1), strict=False):
-            self.ups.append(Upsample(out, time, upsample if time > 1 else "nearest"))
-        self.norm_out = Norm(channels, norm)
-        self.conv_out = CausalConv3d(channels, 3)
+        for i in reversed(range(len(widths))):
+            self.levels.append(plan.level(i, widths[min(i + 1, len(widths) - 1)], plan.blocks + 1))
+            if i:
+                self.ups.append(up(i, widths[i]))
+        self.norm_out = plan.norm(widths[0])
+        self.conv_out = plan.conv_of(0)(widths[0], 3, plan.end)
 
     def trunk(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        """Latents -> features after the last temporal upsampler, its convolution included."""
+        """Latents -> features after the second upsampler, its convolution included."""
         h = self.mid(self.conv_in(self.post_quant_conv(z), state), state)
         return self._levels(h, state, 0, 2)
 

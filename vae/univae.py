@@ -1,23 +1,23 @@
 """UniVAE: OD-VAE with multi-scale temporal downsampling, and a refinement decoder for twice the frame rate."""
 
-from typing import Any
+from functools import partial
 
+import torch
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvdm.errors import UserError, nearest
-from vae.base import VAESpec, VideoVAE
-from vae.blocks import CausalConv3d, StreamState
-from vae.skeleton import Decoder, Encoder
+from vae.blocks import StreamState
+from vae.odvae import ODFamily, check_choices, check_options, positive
+from vae.skeleton import Decoder
+from vae.spec import VAESpec
 
-NORMS = ("frame", "clip")
-UPSAMPLES = ("nearest", "trilinear")
 FUSES = ("none", "conv1x1")
-INJECTIONS = ("add",)
+INJECTIONS = ("add", "gate", "replace", "blend", "none")
 INITS = ("d1", "fresh")
 
 
-class UniVAE(VideoVAE):
+class UniVAE(ODFamily):
     """E + D1 (UniVAE 3.1, 3.2) and, with `refine=True`, D2 (3.3). 4x8x8 compression, T = 4n + 1 frames.
 
     Args:
@@ -30,7 +30,7 @@ class UniVAE(VideoVAE):
         norm: "frame" (causal, the default) or "clip" (statistics over time, as OD-VAE was published).
         upsample: "nearest" (causal, the default) or "trilinear" (looks one frame ahead, as OD-VAE was published).
         refine: whether to build D2.
-        inject: how D1's features enter D2: "add" (eq. 2).
+        inject: how D1's features enter D2, see `Injection`; "add" is eq. 2, "none" the paper's UniVAE-V2.
         latent_mean, latent_std: a channel, measured on training data; None means 0 and 1.
     """
 
@@ -51,50 +51,27 @@ class UniVAE(VideoVAE):
         latent_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        _check(self.config)
-        self.encoder = Encoder(z, width, mult, blocks, kernels, fuse, norm)
-        self.quant_conv = CausalConv3d(2 * z, 2 * z, (1, 1, 1))
-        self.decoder = Decoder(z, width, mult, blocks, norm, upsample)
-        self.refiner = Decoder(z, width, mult, blocks, norm, upsample, last_time=4) if refine else None
-        self._name_streamed_modules()
+        check_options(self.options)
+        check_choices(self.options, {"fuse": FUSES, "inject": INJECTIONS})
+        _check_kernels(kernels, width, mult)
+        self._build(kernels=kernels, fuse=fuse)
+        up = partial(self._up, last_time=4)
+        self.refiner = Refiner(z, self._plan, up, inject) if refine else None
 
     @property
     def spec(self) -> VAESpec:
-        c = self.config
-        return VAESpec(
-            time_factor=4,
-            space_factor=8,
-            latent_channels=c.z,
-            exact_streaming=c.norm == "frame" and c.upsample == "nearest",
-            refines=self.refiner is not None,
-            latent_mean=tuple(c.latent_mean or (0.0,) * c.z),
-            latent_std=tuple(c.latent_std or (1.0,) * c.z),
-        )
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.conv_out.weight
-
-    def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        return self.quant_conv(self.encoder(x, state))
-
-    def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        return self.decoder(z, state)
+        return VAESpec(**self._facts(), refines=self.refiner is not None)
 
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         if self.refiner is None:
             return super()._refined(z, state)
-        features = self.decoder.trunk(z, state)
-        return self.refiner.head(inject(self.refiner.trunk(z, state), features, state), state)
+        return self.refiner(z, self.decoder.trunk(z, state), state)
 
     def add_refiner(self, init: str) -> "UniVAE":
         """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
-        if "refine" not in self.config:
-            raise UserError(f"{type(self).__name__} cannot have a refinement decoder; give a UniVAE")
         if init not in INITS:
             raise UserError(f"init={init!r}: expected one of {', '.join(INITS)}{nearest(init, INITS)}")
-        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        grown = type(self)(**{**config, "refine": True})
+        grown = type(self)(**{**self.options, "refine": True})
         weights = self.state_dict()
         if init == "d1":
             weights |= {k.replace("decoder.", "refiner.", 1): v for k, v in weights.items() if k.startswith("decoder.")}
@@ -103,38 +80,51 @@ class UniVAE(VideoVAE):
         return grown
 
 
-def inject(refined: Tensor, features: Tensor, state: StreamState | None = None) -> Tensor:
-    """Adds D1's features of N + 1 frames to frames 0, 2, ..., 2N of D2's 2N + 1 (UniVAE eq. 2).
+class Refiner(Decoder):
+    """D2 (UniVAE 3.3): D1's topology, with time by 4 at the last temporal upsampling, guided there by D1's features."""
 
-    In a later chunk of a stream the even frames of the video are the odd ones of the chunk.
+    def __init__(self, z: int, plan, up, inject: str):
+        super().__init__(z, plan, up)
+        self.injection = Injection(inject)
+
+    def forward(self, z: Tensor, features: Tensor, state: StreamState | None = None) -> Tensor:
+        """Latents and D1's features at the tap, N + 1 frames -> 2N + 1 frames."""
+        return self.head(self.injection(self.trunk(z, state), features, state), state)
+
+
+class Injection(nn.Module):
+    """How D1's features of N + 1 frames enter D2's 2N + 1 at frames 0, 2, ..., 2N (UniVAE eq. 2).
+
+    "add" is the paper's. "gate" scales them by a learned scalar that starts at 0. "replace" puts them in the place of
+    D2's own. "blend" also adds to each frame between the mean of its two neighbours. "none" leaves D2 without guidance.
     """
-    first = 1 if state is not None and state.started else 0
-    out = refined.clone()
-    out[:, :, first::2] += features
-    return out
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self.mode = mode
+        self.gate = nn.Parameter(torch.zeros(1)) if mode == "gate" else None
+
+    def forward(self, refined: Tensor, features: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.mode == "none":
+            return refined
+        started = state is not None and state.started
+        first = 1 if started else 0  # in a later chunk of a stream the even frames of the video are the odd ones
+        out = refined.clone()
+        if self.mode == "replace":
+            out[:, :, first::2] = features
+        else:
+            out[:, :, first::2] += features if self.gate is None else self.gate * features
+        if self.mode == "blend":
+            known = torch.cat([state[self], features], 2) if started else features
+            out[:, :, 1 - first :: 2] += (known[:, :, 1:] + known[:, :, :-1]) / 2
+            if state is not None:
+                state[self] = features[:, :, -1:].clone()
+        return out
 
 
-def _check(config: Any) -> None:
-    """Refuses, naming the key, options that make no UniVAE."""
-    for key in ("z", "width", "blocks"):
-        if not _positive(config[key]):
-            raise UserError(f"{key}={config[key]!r}: expected a whole number of at least 1")
-    for key, options in (("fuse", FUSES), ("norm", NORMS), ("upsample", UPSAMPLES), ("inject", INJECTIONS)):
-        value = config.get(key, options[0])
-        if value not in options:
-            raise UserError(f"{key}={value!r}: expected one of {', '.join(options)}{nearest(str(value), options)}")
-    mult, kernels = config.mult, config.get("kernels", (3,))
-    if not isinstance(mult, list | tuple) or len(mult) != 4 or not all(map(_positive, mult)):
-        raise UserError(f"mult={mult}: expected four whole multipliers, one a level, e.g. [1, 2, 4, 4]")
-    if (
-        not isinstance(kernels, list | tuple)
-        or not kernels
-        or not all(_positive(k) and k % 2 and k > 1 for k in kernels)
-    ):
+def _check_kernels(kernels: tuple[int, ...], width: int, mult: tuple[int, ...]) -> None:
+    odd = isinstance(kernels, list | tuple) and all(positive(k) and k % 2 and k > 1 for k in kernels)
+    if not odd or not kernels:
         raise UserError(f"kernels={kernels}: expected odd temporal kernels of at least 3, e.g. [3, 5, 7, 9]")
-    if any(config.width * m % len(kernels) for m in mult[1:3]):
-        raise UserError(f"width={config.width}: levels 1 and 2 must split into {len(kernels)} equal groups of channels")
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if any(width * m % len(kernels) for m in mult[1:3]):
+        raise UserError(f"width={width}: levels 1 and 2 must split into {len(kernels)} equal groups of channels")

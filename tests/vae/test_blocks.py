@@ -1,6 +1,7 @@
 """The blocks against plain formulas: padding, receptive fields, statistics, attention, streams."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from vae.blocks import (
     MultiScaleDown,
     Norm,
     ResBlock,
-    Streamed,
     StreamState,
     Upsample,
 )
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
+FRAMEWISE = partial(Norm, mode="frame")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_convolution_streams_with_k_minus_s_frames_of_memory(k, s, plan):
     for part in x.split(sizes, 2):
         parts.append(conv(part, state))
         state.started = True
-        assert state[conv.path].shape[2] == k - s
+        assert state[conv].shape[2] == k - s
     torch.testing.assert_close(torch.cat(parts, 2), conv(x), **EXACT)
 
 
@@ -100,7 +101,7 @@ def test_norm_takes_the_statistics_of_a_frame_or_of_the_clip():
 
 
 def test_attention_is_softmax_attention_over_the_pixels_of_each_frame():
-    attention, x = FrameAttention(8, "frame").double(), video(3)
+    attention, x = FrameAttention(8, FRAMEWISE).double(), video(3)
     h = attention.norm(x).permute(0, 2, 3, 4, 1).flatten(2, 3)  # (B, T, H*W, C)
     q, k, v = (h @ to.weight[:, :, 0, 0, 0].T + to.bias for to in (attention.to_q, attention.to_k, attention.to_v))
     h = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
@@ -110,21 +111,21 @@ def test_attention_is_softmax_attention_over_the_pixels_of_each_frame():
 
 
 def test_residual_block_is_two_convolutions_on_a_shortcut():
-    block, x = ResBlock(8, 12, temporal=True, norm="frame").double(), video(5)
+    block, x = ResBlock(8, 12, kind="3d", norm=FRAMEWISE).double(), video(5)
     h = block.conv1(F.silu(block.norm1(x)))
     h = block.conv2(F.silu(block.norm2(h)))
     torch.testing.assert_close(block(x), block.shortcut(x) + h, **EXACT)
     nn.init.zeros_(block.conv2.weight)
     nn.init.zeros_(block.conv2.bias)
     torch.testing.assert_close(block(x), block.shortcut(x), **EXACT)
-    assert isinstance(ResBlock(8, 8, temporal=True, norm="frame").shortcut, nn.Identity)
+    assert isinstance(ResBlock(8, 8, kind="3d", norm=FRAMEWISE).shortcut, nn.Identity)
 
 
 def test_receptive_fields_in_time():
     x = video(9)
-    assert changed_frames(ResBlock(8, 8, temporal=False, norm="frame").double(), x, 2) == {2}
-    assert changed_frames(ResBlock(8, 8, temporal=True, norm="frame").double(), x, 2) == {2, 3, 4, 5, 6}
-    assert changed_frames(MidBlock(8, "frame").double(), x, 2) == set(range(2, 9))
+    assert changed_frames(ResBlock(8, 8, kind="2d", norm=FRAMEWISE).double(), x, 2) == {2}
+    assert changed_frames(ResBlock(8, 8, kind="3d", norm=FRAMEWISE).double(), x, 2) == {2, 3, 4, 5, 6}
+    assert changed_frames(MidBlock(8, "3d", FRAMEWISE, FrameAttention(8, FRAMEWISE)).double(), x, 2) == set(range(2, 9))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,12 +185,9 @@ def test_only_trilinear_upsampling_looks_ahead():
     assert 0 not in changed_frames(Upsample(8, 2, "trilinear").double(), x, 1)
 
 
-def test_every_module_with_memory_is_a_streamed_one_and_states_are_apart():
+def test_states_and_modules_are_apart():
     modules = [CausalConv3d(4, 4), CausalConv3d(4, 4)]
-    assert all(isinstance(module, Streamed) for module in modules)
-    for path, module in zip("ab", modules, strict=True):
-        module.path = path
     first, second = StreamState(), StreamState()
     modules[0].double()(video(3, 4), first)
     modules[1].double()(video(3, 4), first)
-    assert set(first) == {"a", "b"} and not second and not first.started
+    assert set(first) == set(modules) and not second and not first.started

@@ -13,7 +13,7 @@ import vae
 from lvdm.errors import UserError
 from lvdm.rng import generator
 from vae.blocks import StreamState
-from vae.univae import UniVAE, inject
+from vae.univae import Injection, UniVAE
 
 FRAMES_AND_LATENTS = [(1, 1), (5, 2), (9, 3), (13, 4), (17, 5), (25, 7)]
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -274,13 +274,13 @@ def test_the_image_shortcut_equals_the_path_in_three_dimensions(model):
 
 def test_injection_reaches_every_second_frame_and_no_other():
     features = torch.randn(2, 6, 9, 4, 3)
-    out = inject(torch.zeros(2, 6, 17, 4, 3), features)
+    out = Injection("add")(torch.zeros(2, 6, 17, 4, 3), features)
     assert torch.equal(out[:, :, ::2], features)
     assert not out[:, :, 1::2].any()
 
     state, parts = StreamState(), []
     for mine, theirs in ((features[:, :, :1], 1), (features[:, :, 1:5], 8), (features[:, :, 5:], 8)):
-        parts.append(inject(torch.zeros(2, 6, theirs, 4, 3), mine, state))
+        parts.append(Injection("add")(torch.zeros(2, 6, theirs, 4, 3), mine, state))
         state.started = True
     assert torch.equal(torch.cat(parts, 2), out)
 
@@ -358,7 +358,7 @@ def test_the_latent_hash_ignores_d2_and_nothing_else():
         ({"norm": "frames"}, "norm='frames'.*frame, clip.*did you mean 'frame'"),
         ({"upsample": "linear"}, "upsample='linear'.*did you mean 'trilinear'"),
         ({"fuse": "conv"}, "fuse='conv'"),
-        ({"inject": "gate"}, "inject='gate'"),
+        ({"inject": "gates"}, "inject='gates'.*did you mean 'gate'"),
         ({"mult": (1, 2)}, "four whole multipliers"),
         ({"kernels": (3, 4)}, "odd"),
         ({"kernels": ()}, "odd"),
