@@ -226,9 +226,12 @@ class TrainRefine(Rendering, Training, Videos):
     """The trained stage 1: a run, export or hub id."""
     init: str = "d1"
     """D2 starts from D1's weights (d1), from noise (fresh), or from the D2 of this run, export or hub id."""
+    inject: str = "add"
+    """How D1's features enter D2: add (the paper), gate, replace, blend, or none (the paper's UniVAE-V2)."""
 
     def __post_init__(self) -> None:
         self.check_clips(8)
+        choice(self, "inject", ("add", "gate", "replace", "blend", "none"))
 
 
 @dataclass

@@ -68,7 +68,7 @@ def manifest(config: Latents, model: VideoVAE, clips: Clips, windows: list[Windo
     """What the store will say of itself."""
     index = clips.index
     return Manifest(
-        vae={"class": type(model).__name__, "config": {k: v for k, v in model.config.items() if k[0] != "_"}},
+        vae={"class": type(model).__name__, "config": dict(model.options)},
         vae_sha256=model.latent_sha256(),
         num_frames=config.frames,
         stride=config.stride,

@@ -54,11 +54,11 @@ def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
     if not hasattr(model, "add_refiner"):
         raise UserError(f"vae={config.vae}: a {type(model).__name__} cannot have a refinement decoder; give a UniVAE")
     if config.init in ("d1", "fresh"):
-        return model.add_refiner(config.init)
+        return model.add_refiner(config.init, config.inject)
     start = vae.load(config.init)
     if not start.spec.refines:
         raise UserError(f"init={config.init}: has no refinement decoder to start from; use d1 or fresh")
-    grown = model.add_refiner("fresh")
+    grown = model.add_refiner("fresh", config.inject)
     load_weights(grown.refiner, start.refiner.state_dict(), f"init={config.init}")
     return grown
 

@@ -22,7 +22,7 @@ from vae.tiling import Tiling, tiled
 
 
 class Posterior(DiagonalGaussianDistribution):
-    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w), and `kl()` to N(0, 1), a clip: (B,)."""
+    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w); `kl()` to N(0, 1) is summed a clip."""
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         mean, var, logvar = (0.0, 1.0, 0.0) if other is None else (other.mean, other.var, other.logvar)

@@ -218,10 +218,7 @@ class FrameAttention(nn.Module):
         h = self.norm(x)
         q, k, v = (self._tokens(to(h)).mT.unsqueeze(1).contiguous() for to in (self.to_q, self.to_k, self.to_v))
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
-        if self.legacy_reshape:
-            h = h.reshape(x.shape)
-        else:
-            h = batch_to_frames(h.unflatten(2, x.shape[-2:]), len(x))
+        h = h.reshape(x.shape) if self.legacy_reshape else batch_to_frames(h.unflatten(2, x.shape[-2:]), len(x))
         return x + self.to_out(h)
 
     def _tokens(self, x: Tensor) -> Tensor:

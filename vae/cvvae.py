@@ -2,13 +2,12 @@
 
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vae.base import VideoVAE
-from vae.blocks import CUBE, FRAME, CausalConv3d, CentredConv3d, FrameAttention, Norm, StreamState
+from vae.blocks import CUBE, CausalConv3d, CentredConv3d, FrameAttention, Norm, StreamState
 from vae.odvae import check_counts
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
@@ -41,9 +40,10 @@ class CVVAE(VideoVAE):
         check_counts(self.options, "z", "width", "blocks")
         norm, kind = partial(Norm, mode="clip", eps=1e-5), "half" if half_3d else "3d"
         plan = partial(Plan, [width * m for m in mult], blocks, (kind,) * 4, norm, mid_kind=kind)
-        attention = partial(SpaceTimeAttention, norm=norm)
-        self.encoder = Encoder(2 * z, plan(), _down, CUBE)
-        self.decoder = Decoder(z, plan(conv=CentredConv3d, mid_attention=attention), _up, CUBE, post_quant=False)
+        of_frames, of_clips = (partial(a, norm=partial(norm, mode="frame")) for a in (FrameAttention, SpaceTimeAttention))
+        decoder = plan(mid_attention=of_clips, conv=CentredConv3d)
+        self.encoder = Encoder(2 * z, plan(mid_attention=of_frames), _down, CUBE)
+        self.decoder = Decoder(z, decoder, _up, CUBE, post_quant=False)
 
     @property
     def spec(self) -> VAESpec:
@@ -77,7 +77,7 @@ def _up(level: int, channels: int) -> nn.Module:
 
 
 class ChannelUpsample(nn.Module):
-    """Space by 2 (nearest), and time by 2 from twice the channels; of the frames the very first is dropped, T -> 2T - 1."""
+    """Space by 2 (nearest), and time by 2 from twice the channels; the very first frame is dropped, T -> 2T - 1."""
 
     def __init__(self, channels: int, time: int):
         super().__init__()

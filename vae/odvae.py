@@ -141,7 +141,9 @@ class ODVAE(ODFamily):
         super().__init__()
         check_options(self.options)
         if variant not in VARIANTS:
-            raise UserError(f"variant={variant}: expected one of {', '.join(map(str, VARIANTS))}; 4 is the published one")
+            raise UserError(
+                f"variant={variant}: expected one of {', '.join(map(str, VARIANTS))}; 4 is the published one"
+            )
         self._build(variant, conv=conv, legacy_reshape=attn_reshape == "legacy")
 
     @property

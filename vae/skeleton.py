@@ -1,6 +1,6 @@
-"""The encoder and decoder of the Stable Diffusion layout, whose blocks each family chooses: OD-VAE, UniVAE, CV-VAE, VQGAN.
+"""The encoder and decoder of the Stable Diffusion layout, whose blocks each family chooses.
 
-Level i has `widths[i]` channels and works at 1/2^i of the picture's size in the encoder; the decoder's levels run back.
+Level i has `widths[i]` channels and works at 1/2^i of the picture's size; the decoder runs from the last level back.
 """
 
 from collections.abc import Callable, Sequence

@@ -67,11 +67,11 @@ class UniVAE(ODFamily):
             return super()._refined(z, state)
         return self.refiner(z, self.decoder.trunk(z, state), state)
 
-    def add_refiner(self, init: str) -> "UniVAE":
+    def add_refiner(self, init: str, inject: str = "add") -> "UniVAE":
         """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
         if init not in INITS:
             raise UserError(f"init={init!r}: expected one of {', '.join(INITS)}{nearest(init, INITS)}")
-        grown = type(self)(**{**self.options, "refine": True})
+        grown = type(self)(**{**self.options, "refine": True, "inject": inject})
         weights = self.state_dict()
         if init == "d1":
             weights |= {k.replace("decoder.", "refiner.", 1): v for k, v in weights.items() if k.startswith("decoder.")}

@@ -24,8 +24,8 @@ def test_encoder_and_decoder_stay_as_they_were(weights, vae_run, refine_run):
 def test_only_the_refiner_gets_gradients(launch, vae_run, tmp_path, monkeypatch):
     models, reached = [], []
 
-    def grow(self, init):
-        models.append(add_refiner(self, init))
+    def grow(self, init, inject):
+        models.append(add_refiner(self, init, inject))
         return models[-1]
 
     def spy(self, loss, **kwargs):

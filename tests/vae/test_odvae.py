@@ -1,4 +1,4 @@
-"""OD-VAE: UniVAE with one temporal kernel, published norm and upsampling, and no D2."""
+"""OD-VAE: its four variants, UniVAE with one temporal kernel, IV-VAE's convolution, the attention of old weights."""
 
 import pytest
 import torch
@@ -9,10 +9,27 @@ from lvdm.errors import UserError
 TINY = {"width": 8, "blocks": 1}
 
 
-def test_parameters_of_the_published_network():
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("variant", "encoder", "total"),
+    [
+        (1, 99_714_696, 244_505_319),
+        (2, 68_454_024, 171_072_231),
+        (3, 94_399_368, 228_868_071),
+        (4, 94_399_368, 239_189_991),
+    ],
+)
+def test_parameters_of_the_variants(variant, encoder, total):
     with torch.device("meta"):
-        model = vae.build("odvae")
-    assert sum(p.numel() for p in model.parameters()) == 239_189_991
+        model = vae.build("odvae", variant=variant)
+    assert (count(model.encoder), count(model)) == (encoder, total)
+
+
+def test_the_published_network_is_variant_4():
+    assert vae.build("odvae", **TINY).options.variant == 4
 
 
 @torch.no_grad()
@@ -26,11 +43,10 @@ def test_it_is_univae_with_one_kernel_and_the_published_switches():
 
 
 def test_its_config_holds_its_own_keys_alone():
-    config = {key for key in vae.build("odvae", **TINY).config if not key.startswith("_")}
-    assert config == {
-        *("z", "width", "mult", "blocks", "variant"),
-        *("norm", "upsample", "latent_mean", "latent_std"),
-    }
+    model = vae.build("odvae", **TINY)
+    keys = ("z", "width", "mult", "blocks", "variant", "norm", "upsample", "conv", "attn_reshape")
+    assert set(model.options) == {*keys, "latent_mean", "latent_std"}
+    assert model.spec.latent_std == (1 / 0.18215,) * 4
 
 
 @torch.no_grad()
@@ -42,12 +58,48 @@ def test_the_causal_switches_make_it_stream():
     torch.testing.assert_close(parts, model.encode(x).latent_dist.mean, rtol=0, atol=1e-9)
 
 
-def test_what_it_cannot_do_is_a_user_error():
-    with pytest.raises(UserError, match="variant=3"):
-        vae.build("odvae", variant=3, **TINY)
+@torch.no_grad()
+def test_group_causal_convolutions_in_its_place_stream_too():
+    torch.manual_seed(0)
+    model = vae.build("odvae", conv="group", norm="frame", upsample="nearest", **TINY).double().eval()
+    x = torch.rand(1, 3, 13, 16, 8, dtype=torch.float64) * 2 - 1
+    whole = model.encode(x).latent_dist.mean
+    parts = torch.cat([part.mean for part in model.stream_encode(x.split(5, 2), chunk_frames=4)], 2)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)
+    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_latents=1)), 2)
+    torch.testing.assert_close(frames, model.decode(whole).sample, rtol=0, atol=1e-9)
+    changed = x.clone()
+    changed[:, :, 8] += 0.5  # the last frame of group 2 is seen by the first one of it, and not by the group before
+    moved = (model.encode(changed).latent_dist.mean - whole).abs().amax((0, 1, 3, 4))
+    assert moved[:2].max() < 1e-12 and moved[2] > 1e-6
+
+
+@torch.no_grad()
+def test_the_attention_of_old_weights_differs_in_videos_only():
+    torch.manual_seed(0)
+    fixed = vae.build("odvae", **TINY).eval()
+    legacy = vae.build("odvae", attn_reshape="legacy", **TINY).eval()
+    legacy.load_state_dict(fixed.state_dict())
+    x = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    torch.testing.assert_close(fixed.reconstruct(x[:, :, 0]), legacy.reconstruct(x[:, :, 0]))
+    assert (fixed.reconstruct(x) - legacy.reconstruct(x)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": 5}, "variant=5: expected one of 1, 2, 3, 4"),
+        ({"conv": "grouped"}, "conv='grouped'.*did you mean 'group'"),
+        ({"attn_reshape": "old"}, "attn_reshape='old'.*frame, legacy"),
+    ],
+)
+def test_options_out_of_range_are_user_errors(options, message):
+    with pytest.raises(UserError, match=message):
+        vae.build("odvae", **TINY, **options)
+
+
+def test_it_does_not_refine():
     model = vae.build("odvae", **TINY)
     assert not model.spec.refines
     with pytest.raises(UserError, match="ODVAE has no refinement decoder"):
         model.refine(torch.zeros(1, 4, 2, 1, 1))
-    with pytest.raises(UserError, match="ODVAE cannot have a refinement decoder"):
-        model.add_refiner("d1")

@@ -1,0 +1,136 @@
+"""Tiles cover the frame once, blend to the identity, and do not care about frames they fit into."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vae
+from lvdm.errors import UserError
+from vae.tiling import Tiling, starts, tiled
+
+EXACT = {"rtol": 0.0, "atol": 1e-9}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(length=st.integers(1, 70), tile=st.integers(1, 20), overlap=st.floats(0, 0.5))
+def test_tiles_cover_the_side_and_end_at_the_border(length, tile, overlap):
+    begins = starts(length, tile, overlap)
+    assert begins[0] == 0 and begins == sorted(set(begins))
+    if length <= tile:
+        assert begins == [0]
+        return
+    assert begins[-1] == length - tile
+    assert all(b - a <= max(1, tile - round(tile * overlap)) for a, b in zip(begins, begins[1:], strict=False))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), tile=st.integers(2, 5), overlap=st.floats(0, 0.5))
+def test_blending_equal_tiles_is_the_identity(height, width, tile, overlap):
+    z = torch.randn(1, 2, 1, height, width, dtype=torch.float64)
+    torch.testing.assert_close(tiled(lambda piece, _: piece, z, tile, overlap), z, **EXACT)
+
+    def grow(piece, _):
+        return piece.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    torch.testing.assert_close(tiled(grow, z, tile, overlap), grow(z, None), **EXACT)
+    x = grow(z, None)
+    down = tiled(lambda piece, _: piece[..., ::8, ::8], x, tile, overlap, unit=8)
+    torch.testing.assert_close(down, z, **EXACT)
+
+
+def test_a_seam_is_a_linear_ramp():
+    """Two tiles of constants 0 and 1 that share 4 of 8 columns."""
+    values = iter([0.0, 1.0])
+    y = tiled(lambda piece, _: torch.full_like(piece, next(values)), torch.zeros(1, 1, 1, 8, 12), 8, 0.5)
+    expected = torch.tensor([0.0] * 4 + [1 / 8, 3 / 8, 5 / 8, 7 / 8] + [1.0] * 4)
+    torch.testing.assert_close(y[0, 0, 0, 3], expected)
+
+
+def test_numbers_that_do_not_fit_are_user_errors():
+    model = vae.build("univae", width=8, blocks=1)
+    for numbers, message in (
+        ({"size": 100}, "tile size=100: must be divisible by 8, e.g. 96"),
+        ({"overlap": 0.7}, "overlap=0.7: expected a share from 0 to 0.5"),
+        ({"frames": 1}, "frames=1: expected at least 2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.enable_tiling(**numbers)
+    assert Tiling(0, 0.0, 0).check(8)
+
+
+def test_runs_of_frames_are_exact_where_streams_are_and_one_frame_apart_elsewhere():
+    x = torch.rand(1, 3, 25, 16, 16, dtype=torch.float64) * 2 - 1
+    exact = vae.build("univae", width=8, blocks=1, refine=True).double().eval()
+    whole, z = exact.reconstruct(x), exact.encode(x).latent_dist.mean
+    refined = exact.refine(z).sample
+    exact.enable_tiling(size=0, frames=9)
+    torch.testing.assert_close(exact.reconstruct(x), whole, **EXACT)
+    torch.testing.assert_close(exact.refine(z).sample, refined, **EXACT)
+
+    inexact = vae.build("cvvae", width=8, blocks=1).double().eval()
+    runs = [inexact.encode(x[:, :, i : i + 9]).latent_dist.mean for i in (0, 8, 16)]
+    expected = torch.cat([runs[0], *[run[:, :, 1:] for run in runs[1:]]], 2)
+    frames = [inexact.decode(expected[:, :, i : i + 3]).sample for i in (0, 2, 4)]
+    video = torch.cat([frames[0], *[part[:, :, 1:] for part in frames[1:]]], 2)
+    whole = inexact.reconstruct(x)
+    inexact.enable_tiling(size=0, frames=9)
+    torch.testing.assert_close(inexact.encode(x).latent_dist.mean, expected, **EXACT)
+    torch.testing.assert_close(inexact.decode(expected).sample, video, **EXACT)
+    streamed = torch.cat([part.mean for part in inexact.stream_encode(x.split(7, 2))], 2)
+    torch.testing.assert_close(streamed, expected, **EXACT)
+    inexact.disable_tiling()
+    torch.testing.assert_close(inexact.reconstruct(x), whole, **EXACT)
+    assert (whole - video).abs().max() > 1e-4
+
+
+def test_a_stream_in_tiles_is_the_whole_clip_in_tiles():
+    model = vae.build("univae", width=8, blocks=1).double().eval()
+    x = torch.rand(1, 3, 10, 24, 40, dtype=torch.float64) * 2 - 1
+    model.enable_tiling(size=16, overlap=0.5, frames=0)
+    whole = model.encode(x).latent_dist.mean
+    parts = torch.cat([part.mean for part in model.stream_encode(x.split(4, 2), chunk_frames=4)], 2)
+    torch.testing.assert_close(parts, whole, **EXACT)
+    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_latents=1)), 2)
+    torch.testing.assert_close(frames, model.decode(whole).sample, **EXACT)
+
+
+def test_slicing_changes_nothing():
+    model = vae.build("univae", width=8, blocks=1).double().eval()
+    x = torch.rand(3, 3, 5, 16, 16, dtype=torch.float64) * 2 - 1
+    whole, seen = model.reconstruct(x), []
+    hook = model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model.enable_slicing()
+    torch.testing.assert_close(model.reconstruct(x), whole, **EXACT)
+    assert seen == [1, 1, 1]
+    model.disable_slicing()
+    model.reconstruct(x)
+    hook.remove()
+    assert seen[3:] == [3]
+
+
+def test_seams_are_small_on_a_real_frame(real_data):
+    """With random weights, against the change that a tile's own borders make where nothing is blended."""
+    from lvdm.data.reader import read_frames
+    from lvdm.media import to_float
+
+    path = sorted((real_data / "val").glob("*.mp4"))[0]
+    picture = torch.as_tensor(read_frames(path, [0])[0]).permute(2, 0, 1)[None, :, None]
+    x = to_float(picture[..., :160, :224])
+    model = vae.build("univae", width=8, blocks=1).eval()
+    whole = model.encode(x).latent_dist.mean
+
+    def rms(overlap: float) -> float:
+        model.enable_tiling(size=96, overlap=overlap, frames=0)
+        return math.sqrt((model.encode(x).latent_dist.mean - whole).square().mean() / whole.square().mean())
+
+    assert 0 < rms(0.25) < rms(0.0) < 0.5
