@@ -22,7 +22,7 @@ from vae.tiling import Tiling, tiled
 
 
 class Posterior(DiagonalGaussianDistribution):
-    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w); `kl()` to N(0, 1) is summed a clip."""
+    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w); `kl()` to N(0, 1), summed a clip."""
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         mean, var, logvar = (0.0, 1.0, 0.0) if other is None else (other.mean, other.var, other.logvar)
@@ -90,6 +90,14 @@ class VideoVAE(ModelMixin, ConfigMixin):
         }
         return FrozenDict({**asked, **self._internal_dict})
 
+    def require_posterior(self, name: str) -> None:
+        """A UserError, beginning with `name`, for a model that quantises."""
+        if self.spec.discrete:
+            raise UserError(
+                f"{name}: {type(self).__name__} is discrete, it has codes and no posterior: for reconstruction only"
+                " (reconstruct(), or codes() and decode()); for training, streams or diffusion take a continuous VAE"
+            )
+
     def latent_sha256(self) -> str:
         """Hash of the weights that make and read latents; a refinement decoder may come and go."""
         return weights_hash({k: v for k, v in self.state_dict().items() if not k.startswith("refiner.")})
@@ -102,14 +110,17 @@ class VideoVAE(ModelMixin, ConfigMixin):
         Lengths off the frame rule are padded to the next valid one, or a UserError with `pad=False`; H and W off the
         spatial factor are a UserError.
         """
+        moments = self._sliced(self._whole_moments, self._clip(x, pad))
+        posterior = Posterior(moments.squeeze(2) if x.ndim == 4 else moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def _clip(self, x: Tensor, pad: bool) -> Tensor:
+        """Images or a clip as a clip of valid size and length."""
         spec, video = self.spec, x.unsqueeze(2) if x.ndim == 4 else x
         spec.check_size(*x.shape[-2:])
         if not pad:
             spec.check_frames(video.shape[2])
-        video = self._pad(video, spec.valid_frames(video.shape[2]))
-        moments = self._sliced(self._whole_moments, video)
-        posterior = Posterior(moments.squeeze(2) if x.ndim == 4 else moments)
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+        return self._pad(video, spec.valid_frames(video.shape[2]))
 
     def decode(
         self,
@@ -146,7 +157,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Posteriors of an endless video: `chunks` are (B, 3, t, H, W) of any t >= 1, in order.
 
         Works on at most about `chunk_frames` frames at a time, so memory does not grow with the video. Equals `encode`
-        of the whole where the model streams exactly; the others need `enable_tiling(frames=...)`, else a UserError.
+        of the whole where the model streams exactly; the others need `enable_tiling(frames=...)`, see `streams`.
         The tail is right-replicated to the frame rule.
         """
         self._require_stream("stream_encode")
@@ -171,11 +182,16 @@ class VideoVAE(ModelMixin, ConfigMixin):
             if left is not None and left <= 0:
                 return
 
+    @property
+    def streams(self) -> bool:
+        """Whether `stream_encode` and `stream_decode` work: exactly, or in the runs of `enable_tiling`."""
+        return self.spec.exact_streaming or bool(self._tiling and self._tiling.frames)
+
     def _require_stream(self, name: str) -> None:
-        if not self.spec.exact_streaming and not (self._tiling and self._tiling.frames):
+        if not self.streams:
             raise UserError(
                 f"{name}: this {type(self).__name__} does not stream exactly ({self.spec.inexact}); use encode / decode"
-                " on whole clips, or enable_tiling(frames=17) for an approximation"
+                ", with enable_tiling(frames=17) for long clips"
             )
 
     def _moment_stream(self, chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:

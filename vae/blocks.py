@@ -127,7 +127,8 @@ class GroupCausalConv3d(Conv3d):
     """IV-VAE's group causal convolution (3.3): frame 0 is a group, then every `group` frames are one.
 
     Inside a group the kernel is centred, so frames see each other both ways; to the left is the end of the group
-    before (for frame 0: itself), to the right of the group are zeros, so nothing leaks back across its edge.
+    before (for frame 0: itself), to the right of the group are zeros, so nothing leaks back across its edge. A clip
+    has T = group * n + 1 frames, a later chunk of a stream group * n.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel=CUBE, stride=(1, 1, 1), group: int = 4):

@@ -164,7 +164,11 @@ def check_options(options: Any) -> None:
     allowed = {"norm": NORMS, "upsample": UPSAMPLES, "conv": CONVS, "attn_reshape": RESHAPES}
     check_choices(options, {key: names for key, names in allowed.items() if key in options})
     check_counts(options, "z", "width", "blocks")
-    mult = options.mult
+    check_mult(options.mult)
+
+
+def check_mult(mult: Any) -> None:
+    """A UserError unless `mult` is a multiplier a level."""
     if not isinstance(mult, list | tuple) or len(mult) != 4 or not all(map(positive, mult)):
         raise UserError(f"mult={mult}: expected four whole multipliers, one a level, e.g. [1, 2, 4, 4]")
 

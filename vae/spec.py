@@ -47,12 +47,16 @@ class VAESpec:
         rest = max(0, frames - self.first_frames)
         return -(-rest // self.time_factor) * self.time_factor + self.first_frames
 
-    def check_frames(self, frames: int) -> None:
-        """A UserError with the rule and the lengths next to `frames` where the rule does not allow it."""
+    def check_frames(self, frames: int, key: str = "") -> None:
+        """A UserError with the rule and the lengths next to `frames` where the rule does not allow it.
+
+        `key` is the config key that `frames` comes from.
+        """
         high = self.valid_frames(frames)
         if frames != high:
+            what = f"{key}={frames}" if key else f"{frames} frames"
             fits = " or ".join(str(n) for n in (high - self.time_factor, high) if n > 0)
-            raise UserError(f"{frames} frames: this VAE takes {self.frame_rule} frames, e.g. {fits}")
+            raise UserError(f"{what}: expected {self.frame_rule}, e.g. {fits}")
 
     def latent_frames(self, frames: int) -> int:
         """Latents of a clip of `frames` frames, after padding to a valid length."""
@@ -74,3 +78,10 @@ class VAESpec:
         if height % f or width % f:
             fits = " or ".join(f"{max(f, height // f * f + k)}x{max(f, width // f * f + k)}" for k in (0, f))
             raise UserError(f"frames of {height}x{width} (height x width): both must be divisible by {f}, e.g. {fits}")
+
+    def check_square(self, size: int, key: str) -> None:
+        """The same of a config key for height and width."""
+        f = self.space_factor
+        if size % f:
+            low = max(f, size // f * f)
+            raise UserError(f"{key}={size}: must be divisible by {f}, e.g. {low} or {low + f}")
