@@ -395,6 +395,8 @@ class LatentFile:
     """`weights_hash` of the VAE that the latent belongs to."""
     extra: dict[str, str]
     """Whatever else is worth keeping, e.g. the prompt or class and the seed."""
+    size: Sequence[int] | None = None
+    """Height and width of the video, where the latent covers more of them; decoders crop to it."""
 
 
 def save_latent(
@@ -404,11 +406,12 @@ def save_latent(
     fps: float,
     vae_sha256: str,
     extra: dict[str, str] | None = None,
+    size: Sequence[int] | None = None,
 ) -> None:
     """Writes a latent (C, t, h, w), not normalised, as a safetensors file; see `LatentFile`."""
     if latent.dim() != 4:
         raise ValueError(f"expected (C, t, h, w), got {tuple(latent.shape)}")
-    values = {"num_frames": num_frames, "fps": fps, "vae_sha256": vae_sha256, "extra": extra or {}}
+    values = {"num_frames": num_frames, "fps": fps, "vae_sha256": vae_sha256, "extra": extra or {}, "size": size}
     _save(Path(path), {"latent": latent.detach().cpu().float().contiguous()}, values)
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from lvdm.config import PRECISIONS, at_least, choice
 from lvdm.errors import UserError
-from train.configs import Videos, check_size
+from train.configs import Tiles, Videos
 
 
 @dataclass
@@ -51,8 +51,11 @@ class Generate:
 
 
 @dataclass
-class Render:
-    """Latent files to mp4: by D1, or with refine=true at twice the frame rate by D2. Long ones cost no memory."""
+class Render(Tiles):
+    """Latent files to mp4: by D1, or with refine=true at twice the frame rate by D2. Long ones cost no memory.
+
+    Latent files are what lvdm sample keeps in latents/, and lvdm train latents writes of one video.
+    """
 
     positionals: ClassVar[tuple[str, ...]] = ("latents",)
 
@@ -67,8 +70,8 @@ class Render:
 
 
 @dataclass
-class Reconstruct:
-    """A video or image through a VAE and back: an mp4 with both side by side, and PSNR, SSIM, LPIPS.
+class Reconstruct(Tiles):
+    """A video or image through a VAE and back: both side by side in an mp4 (a png of an image), and PSNR, SSIM, LPIPS.
 
     Any length and size: sizes are padded to the VAE's factor and cropped back. With refine=true the VAE sees every
     second frame only, and D2 renders all of them.
@@ -77,11 +80,11 @@ class Reconstruct:
     positionals: ClassVar[tuple[str, ...]] = ("video",)
 
     video: str = ""
-    """The video file."""
+    """The video or image file."""
     vae: str = ""
-    """The VAE: a run, export or hub id."""
+    """The VAE: a run, export, official checkpoint or hub id."""
     out: str = ""
-    """The mp4 to write; empty is <video>-reconstructed.mp4 in the working folder."""
+    """The mp4 or, of an image, png to write; empty is <video>-reconstructed.mp4 or .png in the working folder."""
     refine: bool = False
     """Encode every second frame, render all with D2."""
     max_frames: int = 0
@@ -90,6 +93,7 @@ class Reconstruct:
     """Resize the short side to so many pixels first; 0 keeps the size."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, max_frames=0, short_side=0)
 
 
@@ -134,8 +138,7 @@ class Evaluate(Videos):
         choice(self, "split", ("auto", "train", "val", "all"))
         if self.split == "auto":
             self.split = "val" if self.holdout else "all"
-        at_least(self, frames=1, stride=1, per_video=0, batch=1)
-        check_size("size", self.size)
+        at_least(self, frames=1, stride=1, per_video=0, batch=1, size=1)
         if self.what == "refinement" and self.frames % 8 != 1:
             n = self.frames // 8 * 8 + 1
             raise UserError(f"frames={self.frames}: refinement needs 8n+1, e.g. {n} or {n + 8}")

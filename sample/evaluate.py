@@ -57,8 +57,10 @@ class Table:
 
 def run(config: Evaluate) -> Path:
     """Writes `results.json` to `config.out` and prints its tables."""
-    folder = RunFolder(config.out, config)
     model = vae.load(config.vae).to(device())
+    if config.what != "generation":
+        model.spec.check_square(config.size, "size")
+    folder = RunFolder(config.out, config)
     videos = open_index(config.videos, config.labels).hash()
     folder.bind(vae=weights_hash(model.state_dict()), videos=videos)  # or the numbers would be of something else
     if not folder.finished:
@@ -160,8 +162,8 @@ def frame_protocol(config: Evaluate, clips: Clips, count: int, lpips: LPIPS, whi
 
 
 def autoencode(model: VideoVAE, x: Tensor) -> Tensor:
-    """x -> posterior mean -> D1, clamped to [-1, 1]."""
-    return model.decode(model.encode(x).latent_dist.mean, num_frames=x.shape[2]).sample.clamp(-1, 1)
+    """x -> posterior mean (or codes) -> D1, clamped to [-1, 1]."""
+    return model.reconstruct(x).clamp(-1, 1)
 
 
 def thumbnail(x: Tensor) -> Tensor:

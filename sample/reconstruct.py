@@ -1,21 +1,19 @@
 """A video through a VAE and back (`lvdm reconstruct`), as a stream: side by side, with PSNR, SSIM and LPIPS."""
 
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import vae
 from lvdm.accelerator import device
 from lvdm.cli import program
-from lvdm.data.clips import resize
-from lvdm.data.reader import iter_frames, probe
+from lvdm.data.reader import probe
+from lvdm.data.stream import pad_to, read_pieces
 from lvdm.errors import UserError
-from lvdm.media import to_float, to_uint8, write_mp4
+from lvdm.media import contact_sheet, to_uint8, write_mp4
 from lvdm.metrics.features import full_precision
 from lvdm.metrics.frames import psnr, ssim
 from lvdm.metrics.lpips import LPIPS
@@ -24,22 +22,26 @@ from sample.configs import Reconstruct
 from sample.render import require_refiner
 from vae.base import VideoVAE
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
 
 def run(config: Reconstruct) -> Path:
-    """Writes the side-by-side mp4 and prints the means of the metrics over all frames."""
+    """Writes original and reconstruction side by side and prints the means of the metrics over all frames."""
     if not Path(config.video).is_file():
         raise UserError(f"video={config.video}: no such file")
-    info = probe(config.video)
-    path = output(config)
+    info, path = probe(config.video), output(config)
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
+    model.enable_tiling(config.tile, frames=config.tile_frames)
     count = min(info.frames, config.max_frames or info.frames)
+    approximate(model, count, config.tile_frames)
     scores: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": [], "LPIPS": []}
     lpips = LPIPS("alex").to(model.device)
 
     def pairs() -> Iterator[Tensor]:
+        original = read_pieces(config.video, count, config.short_side)
         with bar("reconstruct", count) as progress:
-            for x, y in reconstruct(model, original(config, count), config.refine):
+            for x, y in reconstruct(model, original, count, config.refine, config.tile_frames):
                 scores["PSNR"].append(psnr(x, y))
                 scores["SSIM"].append(ssim(x, y))
                 with torch.no_grad(), full_precision(x.device):
@@ -47,18 +49,23 @@ def run(config: Reconstruct) -> Path:
                 progress.advance(x.shape[2])
                 yield from to_uint8(torch.cat([x, y], -1)[0].cpu()).permute(1, 2, 3, 0)
 
-    write_mp4(path, pairs(), info.fps)
+    if path.suffix == ".png":
+        contact_sheet([torch.stack(list(pairs()))], path)
+    else:
+        write_mp4(path, pairs(), info.fps)
     means = {name: torch.cat(values, 1).mean().item() for name, values in scores.items()}
-    print(f"{path}: original | reconstruction, {count} frames")
+    print(f"{path}: original | reconstruction, {count} frames" if count > 1 else f"{path}: original | reconstruction")
     print(f"PSNR {means['PSNR']:.2f} dB, SSIM {means['SSIM']:.4f}, LPIPS (alex) {means['LPIPS']:.4f}")
     return path
 
 
 def output(config: Reconstruct) -> Path:
-    """The mp4 to write, never the video itself."""
-    path = Path(config.out or f"{Path(config.video).stem}-reconstructed.mp4")
-    if path.suffix != ".mp4" or path.is_dir() or (path.exists() and path.samefile(config.video)):
-        raise UserError(f"out={path}: expected the name of an .mp4 file to write, other than the video's")
+    """The file to write, never the video itself."""
+    video = Path(config.video)
+    suffix = ".png" if video.suffix.lower() in IMAGES else ".mp4"
+    path = Path(config.out or f"{video.stem}-reconstructed{suffix}")
+    if path.suffix not in {suffix, ".mp4"} or path.is_dir() or (path.exists() and path.samefile(video)):
+        raise UserError(f"out={path}: expected the name of an {suffix} file to write, other than the video's")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,49 +73,73 @@ def output(config: Reconstruct) -> Path:
     return path
 
 
-def original(config: Reconstruct, count: int) -> Iterator[Tensor]:
-    """The video as (1, 3, 8, H, W) pieces in [-1, 1]."""
-    pictures = islice(iter_frames(config.video), count)
-    while piece := list(islice(pictures, 8)):
-        video = torch.stack([torch.as_tensor(picture) for picture in piece])
-        video = resize(video, config.short_side) if config.short_side else video.permute(0, 3, 1, 2)
-        yield to_float(video.transpose(0, 1)[None])
+def approximate(model: VideoVAE, count: int, frames: int) -> None:
+    """Says so where a video is too long for a model that does not stream exactly."""
+    if not model.spec.exact_streaming and 0 < frames < count:
+        print(
+            f"{type(model).__name__} does not stream exactly ({model.spec.inexact}): {frames} frames at a time, an"
+            " approximation; tile_frames=0 takes the whole video at once"
+        )
 
 
-def reconstruct(model: VideoVAE, video: Iterator[Tensor], refine: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """(original, reconstruction) in pieces of equal length, for a video in pieces; models that do not stream exactly
-    see it whole. Sizes off the spatial factor are padded by replication and cropped back."""
+def reconstruct(
+    model: VideoVAE, video: Iterable[Tensor], count: int, refine: bool, at_a_time: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(original, reconstruction) in pieces of equal length, for a video of `count` frames that comes in pieces.
+
+    Models that stream exactly do; of the others, those whose runs of `at_a_time` frames are enabled see longer videos
+    so, and else the whole; discrete ones see independent runs. Sizes are padded by replication and cropped back.
+    """
     seen: list[Tensor] = []
-    size: list[int] = []
 
-    def padded() -> Iterator[Tensor]:
-        f, position = model.spec.space_factor, 0
+    def shown() -> Iterator[Tensor]:
+        """What the encoder sees."""
+        position, last = 0, None
         for piece in video:
             piece = piece.to(model.device)
             seen.append(piece)
-            size[:] = piece.shape[-2:]
-            pad = (0, -size[1] % f, 0, -size[0] % f, 0, 0)
-            whole = F.pad(piece, pad, mode="replicate")
+            piece = pad_to(piece, model.spec.space_factor)
             first = position % 2
             position += piece.shape[2]
-            shown = whole[:, :, first::2] if refine else whole
-            if shown.shape[2]:
-                yield shown
+            visible = piece[:, :, first::2] if refine else piece
+            if visible.shape[2]:
+                yield visible
+            last = piece[:, :, -1:]
         if refine and position % 2 == 0:  # D2 ends on a frame that the encoder saw: the last one again
-            yield whole[:, :, -1:]
+            yield last
 
-    if model.spec.exact_streaming:
-        latents = (posterior.mean for posterior in model.stream_encode(padded()))
+    if model.spec.discrete:
+        rendered = (model.reconstruct(part) for part in _runs(shown(), at_a_time))
+    elif model.spec.exact_streaming or (model.streams and 0 < at_a_time < count):
+        latents = (posterior.mode() for posterior in model.stream_encode(shown()))
         rendered = model.stream_decode(latents, refine=refine)
     else:
-        with torch.no_grad():
-            z = model.encode(torch.cat(list(padded()), 2)).latent_dist.mean
-            rendered = iter([(model.refine if refine else model.decode)(z).sample])
-    for y in rendered:
-        x = torch.cat(seen, 2)
-        ready = min(x.shape[2], y.shape[2])
-        yield x[:, :, :ready], y[:, :, :ready, : size[0], : size[1]].clamp(-1, 1)
-        seen[:] = [x[:, :, ready:]]
+        rendered = (whole(model, part, refine) for part in _runs(shown(), 0))
+    with torch.no_grad():
+        for y in rendered:
+            x = torch.cat(seen, 2)
+            ready = min(x.shape[2], y.shape[2])
+            height, width = x.shape[-2:]
+            yield x[:, :, :ready], y[:, :, :ready, :height, :width].clamp(-1, 1)
+            seen[:] = [x[:, :, ready:]]
+
+
+def whole(model: VideoVAE, x: Tensor, refine: bool) -> Tensor:
+    """A clip through the model at once."""
+    return model.refine(model.encode(x).latent_dist.mode()).sample if refine else model.reconstruct(x)
+
+
+def _runs(pieces: Iterable[Tensor], length: int) -> Iterator[Tensor]:
+    """The stream in runs of `length` frames, or all of it for 0."""
+    buffer: list[Tensor] = []
+    for piece in pieces:
+        buffer.append(piece)
+        while length and sum(part.shape[2] for part in buffer) >= length:
+            run, rest = torch.cat(buffer, 2).tensor_split([length], 2)
+            buffer = [rest]
+            yield run
+    if sum(part.shape[2] for part in buffer):
+        yield torch.cat(buffer, 2)
 
 
 def main(argv: list[str] | None = None) -> int:

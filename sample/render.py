@@ -25,6 +25,7 @@ def run(config: Render) -> Path:
     folder = RunFolder(config.out, config)
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
+    model.enable_tiling(config.tile, frames=config.tile_frames)
     missing = [file for file in files if not (folder.path / f"{file.stem}.mp4").exists()]
     with bar("render", len(missing)) as progress:
         for file, latent in zip(missing, load_all(model, missing, config.vae), strict=True):
@@ -51,7 +52,10 @@ def frames(model: VideoVAE, latent: Tensor, num_frames: int, refine: bool = Fals
 def render(model: VideoVAE, latent: LatentFile, path: Path, refine: bool) -> None:
     """Writes one latent as an mp4 at its own rate, or with `refine` at twice of it."""
     pieces = frames(model, latent.latent[None], latent.num_frames, refine)
-    pictures = (picture for piece in pieces for picture in to_uint8(piece[0].cpu()).permute(1, 2, 3, 0))
+    height, width = latent.size or (None, None)
+    pictures = (
+        picture for piece in pieces for picture in to_uint8(piece[0, ..., :height, :width].cpu()).permute(1, 2, 3, 0)
+    )
     write_mp4(path, pictures, latent.fps * (2 if refine else 1))
 
 

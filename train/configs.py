@@ -10,13 +10,6 @@ from lvdm.config import PRECISIONS, TRACKERS, at_least, choice
 from lvdm.errors import UserError
 
 
-def check_size(key: str, size: int) -> None:
-    """Refuses a picture size that is not divisible by 8, and names those next to it that are."""
-    if size % 8 or size < 8:
-        low = max(8, size // 8 * 8)
-        raise UserError(f"{key}={size}: must be divisible by 8, e.g. {low} or {low + 8}")
-
-
 @dataclass
 class Phase:
     """One stretch of a curriculum."""
@@ -37,9 +30,9 @@ class ClipPhase(Phase):
     """One stretch of a curriculum on clips of one shape."""
 
     frames: int = 17
-    """Frames a clip: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2."""
+    """Frames a clip, by the VAE's frame rule: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2."""
     size: int = 256
-    """Height and width of a clip, divisible by 8."""
+    """Height and width of a clip, divisible by the VAE's spatial factor: 8."""
     stride: int = 1
     """Every how many frames of the video a frame is taken."""
 
@@ -149,6 +142,21 @@ class Videos:
 
 
 @dataclass
+class Tiles:
+    """Keys of every program that puts videos of any length and size through a VAE."""
+
+    tile: int = 0
+    """Cut frames that are larger than memory into tiles of so many pixels, blended over a quarter (an approximation:
+    a tile sees its own pixels only); 0 keeps frames whole."""
+    tile_frames: int = 33
+    """Frames at a time. VAEs that stream exactly give the same at any number; the others an approximation where the
+    video is longer, its pieces sharing one frame (OD-VAE, CV-VAE). 0 takes whole videos."""
+
+    def __post_init__(self) -> None:
+        at_least(self, tile=0, tile_frames=0)
+
+
+@dataclass
 class Rendering:
     """Keys of both VAE stages: the curriculum of clips, and the losses of rendered frames."""
 
@@ -177,18 +185,13 @@ class Rendering:
     discriminator_lr: float = 0.0
     """Learning rate of the discriminator; 0 takes the phase's."""
 
-    def check_clips(self, group: int) -> None:
-        """Refuses phases whose frames are not `group` * n + 1 or whose size is not divisible by 8."""
+    def __post_init__(self) -> None:
         Training.__post_init__(self)
         Videos.__post_init__(self)
         choice(self, "crop", ("random", "center"))
         choice(self, "discriminator_norm", ("group", "batch"))
         at_least(self, workers=0, lpips_weight=0.0, adversarial_weight=0.0, discriminator_width=1)
         for i, phase in enumerate(self.phases):
-            if phase.frames % group != 1:
-                n = phase.frames // group * group + 1
-                raise UserError(f"phases[{i}].frames={phase.frames}: expected {group}n+1, e.g. {n} or {n + group}")
-            check_size(f"phases[{i}].size", phase.size)
             if self.lpips_weight and phase.size < 16:
                 raise UserError(f"phases[{i}].size={phase.size}: LPIPS needs at least 16, or set lpips_weight=0")
 
@@ -207,9 +210,6 @@ class TrainVAE(Rendering, Training, Videos):
     """Start from the weights of this run, export or hub id instead of fresh ones; must be of the same architecture."""
     kl_weight: float = 1e-6
     """Weight of the KL, summed over the clip."""
-
-    def __post_init__(self) -> None:
-        self.check_clips(4)
 
 
 @dataclass
@@ -230,26 +230,31 @@ class TrainRefine(Rendering, Training, Videos):
     """How D1's features enter D2: add (the paper), gate, replace, blend, or none (the paper's UniVAE-V2)."""
 
     def __post_init__(self) -> None:
-        self.check_clips(8)
+        super().__post_init__()
         choice(self, "inject", ("add", "gate", "replace", "blend", "none"))
 
 
 @dataclass
-class Latents(Videos):
-    """Encode a folder of videos once: a store of posterior means and variances for training the DiT."""
+class Latents(Tiles, Videos):
+    """Encode a folder of videos once: a store of posterior means and variances for training the DiT.
+
+    With out=NAME.safetensors, one video (videos=FILE) of any length and size becomes one latent file of posterior
+    means, which lvdm render decodes.
+    """
 
     operational: ClassVar[tuple[str, ...]] = ("cache_gib", "threads", "batch")
 
     out: str = ""
-    """Folder of the store. The same command again resumes."""
+    """Folder of the store (the same command again resumes), or the .safetensors file to write."""
     vae: str = ""
-    """The trained VAE: a run, export or hub id."""
-    frames: int = 17
-    """Frames a clip; lengths off 4n+1 are right-replicated by the VAE."""
-    size: int = 256
-    """Height and width, divisible by 8."""
-    stride: int = 3
-    """Every how many frames of the video a frame is taken."""
+    """The trained VAE: a run, export, official checkpoint or hub id."""
+    frames: int | None = None
+    """Frames a clip; lengths off the VAE's frame rule are padded by it. null is 17; for one file, all of its frames."""
+    size: int | None = None
+    """Height and width after a centre crop, divisible by the VAE's factor. null is 256; for one file, its own size,
+    padded and cropped back by lvdm render."""
+    stride: int | None = None
+    """Every how many frames of the video a frame is taken. null is 3; for one file, 1."""
     per_video: int = 1
     """Clips a video, evenly spaced; 0 takes every window of `frames` frames without overlap."""
     split: str = "train"
@@ -267,13 +272,23 @@ class Latents(Videos):
     threads: int = 0
     """CPU threads; 0 leaves torch's default."""
 
+    @property
+    def one_file(self) -> bool:
+        """Whether one video becomes one latent file."""
+        return self.out.endswith(".safetensors")
+
     def __post_init__(self) -> None:
         Videos.__post_init__(self)
+        Tiles.__post_init__(self)
         choice(self, "split", ("train", "val", "all"))
         choice(self, "precision", PRECISIONS)
         choice(self, "dtype", ("float32", "bfloat16"))
-        at_least(self, frames=1, stride=1, per_video=0, batch=1, shard_size=1)
-        check_size("size", self.size)
+        if not self.one_file:
+            self.frames, self.size, self.stride = self.frames or 17, self.size or 256, self.stride or 3
+        at_least(self, per_video=0, batch=1, shard_size=1)
+        for key in ("frames", "size", "stride"):
+            if getattr(self, key) is not None:
+                at_least(self, **{key: 1})
 
 
 @dataclass

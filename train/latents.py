@@ -1,6 +1,7 @@
-"""Encode a folder of videos once (`lvdm train latents`, `accelerate launch -m train.latents`)."""
+"""Encode a folder of videos once (`lvdm train latents`, `accelerate launch -m train.latents`), or one video."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +11,10 @@ from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.data.clips import Clip, ClipPolicy, Clips, Window
 from lvdm.data.index import Index
-from lvdm.latents import LatentStore, LatentWriter, Manifest, Record
+from lvdm.data.reader import probe
+from lvdm.data.stream import pad_to, read_pieces
+from lvdm.errors import UserError
+from lvdm.latents import LatentStore, LatentWriter, Manifest, Record, save_latent
 from lvdm.media import to_float
 from lvdm.progress import bar
 from lvdm.run import RunFolder
@@ -21,11 +25,14 @@ from vae.base import VideoVAE
 
 def run(config: Latents) -> Path:
     """Writes, completes or finds complete the store at `config.out`; every process writes its share of the shards."""
+    if config.one_file:
+        return encode_file(config)
     accelerator = accelerators.make_accelerator(config.precision)
+    model = encoder(config).to(accelerator.device)
+    model.spec.check_square(config.size, "size")
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     accelerators.threads(config.threads)
-    model = vae.load(config.vae).to(accelerator.device)
     with accelerator.main_process_first():  # which fills the cache of indexes
         index = index_of(config)
     folder.bind(videos=index.hash())
@@ -54,6 +61,56 @@ def run(config: Latents) -> Path:
         folder.finish(items=len(windows))
     accelerators.close(accelerator)
     return folder.path
+
+
+def encoder(config: Latents) -> VideoVAE:
+    """The VAE, with the config's tiles; a UserError for one whose latents cannot be kept."""
+    model = vae.load(config.vae)
+    model.require_posterior(f"vae={config.vae}")
+    model.enable_tiling(config.tile, frames=config.tile_frames)
+    return model
+
+
+@torch.no_grad()
+def encode_file(config: Latents) -> Path:
+    """One video of any length and size to one latent file, piece by piece where the model streams exactly."""
+    if not Path(config.videos).is_file():
+        raise UserError(f"videos={config.videos}: out={config.out} names one latent file, so expected one video file")
+    accelerator = accelerators.make_accelerator(config.precision)
+    accelerators.threads(config.threads)
+    model = encoder(config).to(accelerator.device)
+    info, stride = probe(config.videos), config.stride or 1
+    source = min(info.frames, config.frames * stride) if config.frames else info.frames
+    count, size = -(-source // stride), None
+    latents: list[torch.Tensor] = []
+
+    def pieces() -> Iterator[torch.Tensor]:
+        nonlocal size
+        with bar("encode", count) as progress:
+            for piece in read_pieces(config.videos, source, config.size or 0, stride):
+                piece = center_crop(piece, config.size) if config.size else piece
+                size = tuple(piece.shape[-2:])
+                yield pad_to(piece.to(model.device), model.spec.space_factor)
+                progress.advance(piece.shape[2])
+
+    with accelerator.autocast():
+        if model.spec.exact_streaming or (model.streams and 0 < config.tile_frames < count):
+            latents += [posterior.mean.float().cpu() for posterior in model.stream_encode(pieces())]
+        else:
+            latents.append(model.encode(torch.cat(list(pieces()), 2)).latent_dist.mean.float().cpu())
+    path = Path(config.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    latent = torch.cat(latents, 2)[0]
+    save_latent(path, latent, count, info.fps / stride, model.latent_sha256(), size=size)
+    accelerators.close(accelerator)
+    print(f"{path}: {count} frames of {size[0]}x{size[1]}, latent {tuple(latent.shape)}")
+    return path
+
+
+def center_crop(video: torch.Tensor, size: int) -> torch.Tensor:
+    """The middle `size` x `size` pixels of (..., H, W)."""
+    top, left = ((n - size) // 2 for n in video.shape[-2:])
+    return video[..., top : top + size, left : left + size]
 
 
 def choose(config: Latents, index: Index) -> tuple[Clips, list[Window]]:
@@ -87,6 +144,8 @@ def manifest(config: Latents, model: VideoVAE, clips: Clips, windows: list[Windo
             "split": config.split,
             "holdout": config.holdout,
             "precision": config.precision,
+            "tile": config.tile,
+            "tile_frames": config.tile_frames,
         },
     )
 
@@ -115,7 +174,10 @@ def encode_batch(model: VideoVAE, batch: list[Clip], config: Latents, clips: Cli
 
 def describe(config: Latents) -> str:
     """Clips, shape and size on disk, for `--dry-run`."""
-    model = vae.load(config.vae)
+    if config.one_file:
+        info = probe(config.videos)
+        return f"one video: {info.frames} frames of {info.height}x{info.width} at {info.fps:g} fps"
+    model = encoder(config)
     clips, windows = choose(config, index_of(config))
     shape = model.spec.latent_shape(config.frames, config.size, config.size)
     size = 2 * len(windows) * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)

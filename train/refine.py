@@ -16,7 +16,7 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from train.configs import TrainRefine
 from train.loop import load_weights
-from train.vae import describe_phases, fit
+from train.vae import check_model, describe_phases, fit
 from vae.base import VideoVAE
 
 
@@ -38,12 +38,14 @@ class Refinement(nn.Module):
 
 def run(config: TrainRefine) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
+    stage_1 = vae.load(config.vae)
+    check_model(config, stage_1, rate=2)
     accelerator = accelerators.for_training(config)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if not folder.finished:
         torch.manual_seed(config.seed)
-        model = with_refiner(config, vae.load(config.vae))
+        model = with_refiner(config, stage_1)
         fit(config, folder, accelerator, model, Refinement(model), model.refiner.conv_out.weight, rate=2)
     accelerators.close(accelerator)
     return folder.path / "export"
@@ -65,7 +67,9 @@ def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
 
 def describe(config: TrainRefine) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
-    model = with_refiner(config, vae.load(config.vae)).to("meta")
+    stage_1 = vae.load(config.vae)
+    check_model(config, stage_1, rate=2)
+    model = with_refiner(config, stage_1).to("meta")
     return describe_phases(config, "D2", model, Refinement(model), rate=2)
 
 

@@ -4,6 +4,7 @@
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from vae.discriminators import PatchGAN3D
 
 def run(config: TrainVAE) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
+    with torch.device("meta"):
+        check_model(config, vae.build(config.model, **config.model_args))
     accelerator = accelerators.for_training(config)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
@@ -159,6 +162,15 @@ def build_model(config: TrainVAE) -> VideoVAE:
     return model
 
 
+def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) -> None:
+    """Refuses models that cannot be trained, and phases whose clips the model does not take as they are."""
+    model.require_posterior(f"model={getattr(config, 'model', type(model).__name__)}")
+    rule = replace(model.spec, time_factor=rate * model.spec.time_factor)
+    for i, phase in enumerate(config.phases):
+        rule.check_frames(phase.frames, f"phases[{i}].frames")
+        rule.check_square(phase.size, f"phases[{i}].size")
+
+
 def posterior_noise(seed: int, samples: list[int], shape: tuple[int, ...]) -> Tensor:
     """The posterior's noise of each clip, a function of (seed, sample)."""
     return torch.stack([torch.randn(shape, generator=generator(seed, "posterior", sample)) for sample in samples])
@@ -175,6 +187,7 @@ def describe(config: TrainVAE) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     with torch.device("meta"):
         model = vae.build(config.model, **config.model_args)
+    check_model(config, model)
     return describe_phases(config, config.model, model, model)
 
 

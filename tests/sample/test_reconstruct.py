@@ -42,7 +42,7 @@ def test_pieces_are_whole_and_in_order(frames, cut, refine, refiner):
     model, x = vae.load(refiner), clip(frames, 13, 19)
     ends = sorted({min(end, frames) for end in accumulate(CUTS[cut])})
     pieces = x.tensor_split(ends[:-1], 2)
-    pairs = list(reconstruct(model, iter(pieces), refine))
+    pairs = list(reconstruct(model, iter(pieces), frames, refine))
     assert all(a.shape == b.shape and a.shape[2] for a, b in pairs)
     assert torch.equal(torch.cat([a for a, _ in pairs], 2), x)
     torch.testing.assert_close(torch.cat([b for _, b in pairs], 2), autoencoded(model, x, refine), atol=1e-5, rtol=0)
@@ -52,7 +52,7 @@ def test_pieces_are_whole_and_in_order(frames, cut, refine, refiner):
 @torch.no_grad()
 def test_models_that_do_not_stream_see_the_whole(refine, inexact):
     model, x = vae.load(inexact), clip(10)
-    ((original, y),) = reconstruct(model, iter(x.split(4, 2)), refine)
+    ((original, y),) = reconstruct(model, iter(x.split(4, 2)), 10, refine, 33)
     assert torch.equal(original, x) and torch.equal(y, autoencoded(model, x, refine))
 
 
@@ -100,10 +100,28 @@ def test_max_frames_short_side_and_the_name_by_default(lvdm, odd, vae_of, tmp_pa
     assert "odd-reconstructed.mp4: original | reconstruction, 6 frames" in capsys.readouterr().out
 
 
-def test_an_image_is_a_video_of_one_frame(lvdm, vae_of, tmp_path):
-    Image.fromarray(np.full((40, 48, 3), 99, np.uint8)).save(tmp_path / "grey.png")
-    assert lvdm("reconstruct", tmp_path / "grey.png", vae=vae_of(), out=tmp_path / "out.mp4") == 0
-    assert probe(tmp_path / "out.mp4").frames == 1
+@torch.no_grad()
+def test_longer_videos_of_inexact_models_go_in_runs_that_share_a_frame(inexact):
+    model, x = vae.load(inexact), clip(22)
+    model.enable_tiling(size=0, frames=9)
+    pairs = list(reconstruct(model, iter(x.split(4, 2)), 22, False, 9))
+    assert torch.equal(torch.cat([a for a, _ in pairs], 2), x)
+    y = torch.cat([b for _, b in pairs], 2)
+    first = autoencoded(model, x[:, :, :9], False)
+    assert torch.equal(y[:, :, :9], first)
+    assert not torch.equal(y, vae.load(inexact).reconstruct(x).clamp(-1, 1))
+
+
+def test_an_image_is_a_video_of_one_frame_and_gives_a_picture(lvdm, vae_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 255, (39, 47, 3), np.uint8)
+    Image.fromarray(picture).save("noise.png")
+    assert lvdm("reconstruct", "noise.png", vae=vae_of()) == 0
+    assert "noise-reconstructed.png: original | reconstruction\n" in capsys.readouterr().out
+    shown = np.asarray(Image.open("noise-reconstructed.png"))
+    assert shown.shape == (39, 94, 3) and np.array_equal(shown[:, :47], picture)
+    assert lvdm("reconstruct", "noise.png", vae=vae_of(), out="out.mp4") == 0
+    assert probe("out.mp4").frames == 1
 
 
 @pytest.mark.parametrize("what", ["no video", "no D2", "not a video"])
