@@ -107,18 +107,25 @@ def load(cls: type[T], recipe: str | Path | None = None, overrides: dict[str, An
         raise UserError(f"{source}: key {key!r}: {str(error).splitlines()[0]}") from None
 
 
-def read_yaml(recipe: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, found by its path or by its name under the shipped `configs/`."""
+def read_yaml(recipe: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, found by its path or by its name under the shipped `configs/`.
+
+    `base: OTHER` begins with another recipe: what the file says replaces, key by key, what that one says. `above` are
+    the files that name this one as theirs.
+    """
     from omegaconf import OmegaConf
 
     path = find_recipe(recipe)
+    if path in above:
+        raise UserError(f"{path}: base goes round in a circle: {' -> '.join(map(str, (*above, path)))}")
     try:
         values = OmegaConf.load(path)
     except Exception as error:  # yaml raises its own family
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(values):
         raise UserError(f"{path}: expected a mapping of keys to values at the top")
-    return values
+    base = values.pop("base", None)
+    return values if base is None else OmegaConf.merge(read_yaml(base, (*above, path)), values)
 
 
 def find_recipe(recipe: str | Path) -> Path:

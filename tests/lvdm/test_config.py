@@ -281,9 +281,27 @@ RECIPES = [path for path in sorted(configs.configs_root().rglob("*.yaml")) if of
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_shipped_recipe_loads_as_the_program_that_its_name_or_folder_tells(path):
-    verb = next(PROGRAMS[name] for name in (path.stem.split("_")[-1], path.parent.name) if name in PROGRAMS)
+    verb = next(PROGRAMS[name] for name in (path.stem.split("_")[0], path.parent.name) if name in PROGRAMS)
     cls = program(verb)
     assert load(cls, path) != cls()
+
+
+def test_a_recipe_begins_with_its_base(tmp_path):
+    (tmp_path / "low.yaml").write_text("seed: 1\nmodel_args: {width: 8, norm: clip}\nema: 0.5\n")
+    (tmp_path / "mid.yaml").write_text(f"base: {tmp_path}/low.yaml\nmodel_args: {{norm: frame}}\nseed: 2\n")
+    (tmp_path / "top.yaml").write_text(f"base: {tmp_path}/mid.yaml\nseed: 3\n")
+    values = read_yaml(tmp_path / "top.yaml")
+    assert values == {"seed": 3, "ema": 0.5, "model_args": {"width": 8, "norm": "frame"}}
+
+
+def test_bases_that_are_not_there_or_go_round_are_user_errors(tmp_path):
+    (tmp_path / "lost.yaml").write_text("base: vae/univea.yaml\n")
+    with pytest.raises(UserError, match="no config 'vae/univea.yaml'.*did you mean"):
+        read_yaml(tmp_path / "lost.yaml")
+    (tmp_path / "a.yaml").write_text(f"base: {tmp_path}/b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"base: {tmp_path}/a.yaml\n")
+    with pytest.raises(UserError, match="base goes round in a circle"):
+        read_yaml(tmp_path / "a.yaml")
 
 
 def test_recipes_are_found_by_path_and_by_shipped_name():
