@@ -45,3 +45,24 @@ def test_streams_on_cuda_equal_the_whole(model):
     z = torch.randn(1, 4, 5, 8, 8, device="cuda")
     pieces = torch.cat(list(model.stream_decode(z.split(1, 2), refine=True)), 2)
     torch.testing.assert_close(pieces, model.refine(z).sample, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", vae.names())
+@torch.no_grad()
+def test_every_family_is_the_same_on_cuda(name):
+    torch.manual_seed(0)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    model = vae.build(name, **vae.registry.entry(name).tiny).eval()
+    f = model.spec.space_factor
+    x = torch.rand(1, 3, 9, 3 * f, 2 * f) * 2 - 1
+    if model.spec.discrete:  # near ties between codes may fall either way
+        codes = model.codes(x)
+        y, again = model.decode(codes).sample, model.cuda().decode(codes.cuda()).sample
+    else:
+        z = model.encode(x).latent_dist.mean
+        y = model.decode(z).sample
+        torch.testing.assert_close(model.cuda().encode(x.cuda()).latent_dist.mean.cpu(), z, atol=1e-3, rtol=1e-2)
+        again = model.decode(z.cuda()).sample
+    torch.testing.assert_close(again.cpu(), y, atol=1e-3, rtol=1e-2)
+    half = model.bfloat16()
+    assert torch.isfinite(half.reconstruct(x.cuda().bfloat16())).all()
