@@ -13,7 +13,7 @@ import vae
 from lvdm.errors import UserError
 from lvdm.rng import generator
 from vae.blocks import StreamState
-from vae.univae import Injection, UniVAE
+from vae.univae import INJECTIONS, Injection, UniVAE
 
 FRAMES_AND_LATENTS = [(1, 1), (5, 2), (9, 3), (13, 4), (17, 5), (25, 7)]
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -58,6 +58,7 @@ def count(module: torch.nn.Module) -> int:
     [
         ({}, 234_766_311),
         ({"refine": True}, 379_556_862),
+        ({"refine": True, "inject": "gate"}, 379_556_862 + 1),
         ({"kernels": (3, 5)}, 236_240_871),
         ({"kernels": (3,)}, 239_189_991),
         ({"fuse": "conv1x1"}, 234_766_311 + 328_448),
@@ -285,6 +286,36 @@ def test_injection_reaches_every_second_frame_and_no_other():
     assert torch.equal(torch.cat(parts, 2), out)
 
 
+def test_what_each_injection_makes_of_ones_and_twos():
+    """D2's own features are 1, D1's are 2, 4, 6 at frames 0, 2, 4."""
+    own = torch.ones(1, 1, 5, 1, 1)
+    d1 = torch.tensor([2.0, 4.0, 6.0]).view(1, 1, 3, 1, 1)
+    expected = {
+        "none": [1, 1, 1, 1, 1],
+        "add": [3, 1, 5, 1, 7],
+        "replace": [2, 1, 4, 1, 6],
+        "blend": [3, 4, 5, 6, 7],
+        "gate": [1, 1, 1, 1, 1],
+    }
+    assert expected.keys() == set(INJECTIONS)
+    for mode, values in expected.items():
+        assert Injection(mode)(own, d1).flatten().tolist() == values, mode
+    gate = Injection("gate")
+    gate.gate.fill_(0.5)
+    assert gate(own, d1).flatten().tolist() == [2, 1, 3, 1, 4]
+
+
+@pytest.mark.parametrize("mode", INJECTIONS)
+def test_every_injection_streams(mode):
+    grown, z = tiny(refine=True, inject=mode), latents(5)
+    if mode == "gate":
+        grown.refiner.injection.gate.fill_(0.7)
+    whole = grown.refine(z).sample
+    for chunk in (1, 2, 3):
+        parts = grown.stream_decode(z.split(1, 2), refine=True, chunk_latents=chunk)
+        torch.testing.assert_close(torch.cat(list(parts), 2), whole, **EXACT)
+
+
 def test_d1_features_enter_d2_at_the_even_frames(monkeypatch):
     """UniVAE eq. 2: with D2's own features zeroed, its head sees D1's at frames 0, 2, 4, ... and nothing between."""
     silent = tiny(refine=True)
@@ -331,6 +362,14 @@ def test_add_refiner_keeps_what_was_there(init):
     same = [torch.equal(a, b) for a, b in zip(grown.decoder.parameters(), grown.refiner.parameters(), strict=True)]
     assert all(same) if init == "d1" else sum(same) < len(same) / 2  # only norms start equal
     assert next(grown.refiner.parameters()).data_ptr() != next(grown.decoder.parameters()).data_ptr()
+
+
+def test_add_refiner_chooses_the_injection():
+    assert tiny().add_refiner("d1").options.inject == "add"
+    grown = tiny().add_refiner("d1", "gate")
+    assert grown.options.inject == "gate" and grown.refiner.injection.gate.item() == 0.0
+    with pytest.raises(UserError, match="inject='guide'"):
+        tiny().add_refiner("d1", "guide")
 
 
 def test_refine_without_d2_and_unknown_inits_are_user_errors():
