@@ -38,11 +38,10 @@ class CVVAE(VideoVAE):
     ):
         super().__init__()
         check_counts(self.options, "z", "width", "blocks")
-        norm, kind = partial(Norm, mode="clip", eps=1e-5), "half" if half_3d else "3d"
-        plan = partial(Plan, [width * m for m in mult], blocks, (kind,) * 4, norm, mid_kind=kind)
-        of_frames, of_clips = (
-            partial(a, norm=partial(norm, mode="frame")) for a in (FrameAttention, SpaceTimeAttention)
-        )
+        eps, kind = 1e-5, "half" if half_3d else "3d"
+        plan = partial(Plan, [width * m for m in mult], blocks, (kind,) * 4, "clip", eps, kind)
+        norm = partial(Norm, mode="frame", eps=eps)
+        of_frames, of_clips = partial(FrameAttention, norm=norm), partial(SpaceTimeAttention, norm=norm)
         decoder = plan(mid_attention=of_clips, conv=CentredConv3d)
         self.encoder = Encoder(2 * z, plan(mid_attention=of_frames), _down, CUBE)
         self.decoder = Decoder(z, decoder, _up, CUBE, post_quant=False)

@@ -53,10 +53,9 @@ class ODFamily(VideoVAE):
         c = self.options
         encoder_kinds, decoder_kinds, mid, begin = VARIANTS[variant]
         convs = convolutions(conv)
-        norm = partial(Norm, mode=c.norm)
         widths = [c.width * m for m in c.mult]
-        attention = partial(FrameAttention, norm=norm, legacy_reshape=legacy_reshape)
-        plan = partial(Plan, widths, c.blocks, norm=norm, mid_kind=mid, mid_attention=attention, conv=convs)
+        attention = partial(FrameAttention, norm=partial(Norm, mode=c.norm), legacy_reshape=legacy_reshape)
+        plan = partial(Plan, widths, c.blocks, norm=c.norm, mid_kind=mid, mid_attention=attention, conv=convs)
 
         def down(level: int, channels: int) -> nn.Module:
             if level == 0:

@@ -5,6 +5,7 @@ Level i has `widths[i]` channels and works at 1/2^i of the picture's size; the d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from vae.blocks import (
     Convolution,
     FrameAttention,
     MidBlock,
+    Norm,
     Normalisation,
     ResBlock,
     StreamState,
@@ -37,8 +39,12 @@ class Plan:
     """Residual blocks a level of the encoder; a decoder has one more."""
     kinds: Sequence[str]
     """Kind of the residual blocks of each level (see `KINDS`)."""
-    norm: Normalisation
+    norm: str
+    """Statistics of the norms, "frame" or "clip"; those of 2D blocks, which see one frame, are always the frame's."""
+    eps: float = 1e-6
+    """Of the norms."""
     mid_kind: str = "3d"
+    """Kind of the residual blocks of the middle."""
     mid_attention: Callable[[int], nn.Module] | None = None
     """(channels) -> the attention of the middle; None attends a frame."""
     attention_levels: Sequence[int] = ()
@@ -48,25 +54,29 @@ class Plan:
     end: tuple[int, int, int] = CUBE
     """Kernel of the last convolution."""
 
+    def norm_of(self, kind: str) -> Normalisation:
+        """The norm of a kind of blocks; that of "3d" is also the last one before frames or latents."""
+        return partial(Norm, mode="frame" if kind == "2d" else self.norm, eps=self.eps)
+
     def conv_of(self, level: int) -> Convolution:
         """The convolution of a level; -1 is the last level's."""
         return self.conv if callable(self.conv) else self.conv[level]
 
     def level(self, level: int, channels: int, blocks: int) -> nn.ModuleList:
         """The blocks of a level that is entered with `channels`."""
-        out, parts = self.widths[level], []
+        out, kind, parts = self.widths[level], self.kinds[level], []
         for _ in range(blocks):
-            parts.append(ResBlock(channels, out, self.kinds[level], self.norm, self.conv_of(level)))
+            parts.append(ResBlock(channels, out, kind, self.norm_of(kind), self.conv_of(level)))
             if level in self.attention_levels:
-                parts.append(FrameAttention(out, self.norm))
+                parts.append(FrameAttention(out, self.norm_of("2d")))
             channels = out
         return nn.ModuleList(parts)
 
     def middle(self) -> MidBlock:
         """The middle, at the last level's width."""
-        channels = self.widths[-1]
-        attention = self.mid_attention(channels) if self.mid_attention else FrameAttention(channels, self.norm)
-        return MidBlock(channels, self.mid_kind, self.norm, attention, self.conv_of(-1))
+        channels, norm = self.widths[-1], self.norm_of(self.mid_kind)
+        attention = self.mid_attention(channels) if self.mid_attention else FrameAttention(channels, norm)
+        return MidBlock(channels, self.mid_kind, norm, attention, self.conv_of(-1))
 
 
 class Encoder(Checkpointed):
@@ -85,7 +95,7 @@ class Encoder(Checkpointed):
             if i < len(widths) - 1:
                 self.downs.append(down(i, out))
         self.mid = plan.middle()
-        self.norm_out = plan.norm(widths[-1])
+        self.norm_out = plan.norm_of("3d")(widths[-1])
         self.conv_out = plan.conv_of(-1)(widths[-1], channels, plan.end)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
@@ -118,7 +128,7 @@ class Decoder(Checkpointed):
             self.levels.append(plan.level(i, widths[min(i + 1, len(widths) - 1)], plan.blocks + 1))
             if i:
                 self.ups.append(up(i, widths[i]))
-        self.norm_out = plan.norm(widths[0])
+        self.norm_out = plan.norm_of("3d")(widths[0])
         self.conv_out = plan.conv_of(0)(widths[0], 3, plan.end)
 
     def trunk(self, z: Tensor, state: StreamState | None = None) -> Tensor:

@@ -1,12 +1,10 @@
 """VQGAN f8-8192: Taming Transformers' image autoencoder with a Gumbel codebook, frame by frame."""
 
-from functools import partial
-
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from vae.blocks import FRAME, POINT, CausalConv3d, Norm, StreamState, Upsample
+from vae.blocks import FRAME, POINT, CausalConv3d, StreamState, Upsample
 from vae.discrete import DiscreteVAE, best_codes
 from vae.odvae import check_counts
 from vae.skeleton import Decoder, Encoder, Plan
@@ -44,7 +42,7 @@ class VQGAN(DiscreteVAE):
             widths=[width * m for m in mult],
             blocks=blocks,
             kinds=("2d",) * len(mult),
-            norm=partial(Norm, mode="frame"),
+            norm="frame",
             mid_kind="2d",
             attention_levels=(len(mult) - 1,),
             end=FRAME,

@@ -50,6 +50,19 @@ def test_its_config_holds_its_own_keys_alone():
 
 
 @torch.no_grad()
+def test_norms_of_2d_blocks_see_one_frame_as_published():
+    """The official 2D blocks run frame by frame, so only blocks in three dimensions pool over time."""
+    encoder = vae.build("odvae", **TINY).double().eval().encoder
+    x = torch.rand(1, 8, 3, 8, 8, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, :, 2] += torch.rand_like(x[:, :, 2])
+    for level, reaches in ((0, False), (2, True)):
+        block = encoder.levels[level][0]
+        a, b = (block(v.repeat(1, block.norm1.num_channels // 8, 1, 1, 1)) for v in (x, changed))
+        assert ((a - b)[:, :, 0].abs().max() > 1e-6) == reaches
+
+
+@torch.no_grad()
 def test_the_causal_switches_make_it_stream():
     model = vae.build("odvae", norm="frame", upsample="nearest", **TINY).double().eval()
     assert model.spec.exact_streaming

@@ -1,0 +1,215 @@
+"""Official checkpoints, read into our models and written back, by the tables of vae/layouts.py."""
+
+import json
+import pickle
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from re import search
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import vae
+from lvdm.errors import UserError
+from vae.base import VideoVAE
+from vae.layouts import LAYOUTS, Layout, Options, State
+
+SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+"""Of weight files; of those in a folder the first kind is taken."""
+CLASSES = (None, "CausalVAEModel", "CVVAEModel")
+"""What the config.json of a folder of official weights says; others are read elsewhere."""
+
+
+def family_of(keys: Iterable[str]) -> str | None:
+    """The registry name of the family whose official weights have such keys, wrapped or not; None where none has."""
+    layout = _layout_of(_unprefixed(keys))
+    return layout and layout.family
+
+
+def official(model: VideoVAE) -> dict[str, Tensor]:
+    """The weights as the family's own code names and shapes them. UserError where no layout of the family is known."""
+    name = model.options.get("kind", type(model).__name__)
+    layout = next((layout for layout in LAYOUTS if name == layout.model), None)
+    if layout is None:
+        raise UserError(f"{name} has no official layout; {', '.join(_families())} have")
+    weights, state = model.state_dict(), dict(layout.buffers(model))
+    for ours, theirs in _links(model, layout):
+        state |= _restacked([weights[key] for key in ours], theirs)
+    return state
+
+
+def convert(state: State, config: Options | None = None, origin: str = "these weights") -> tuple[VideoVAE, str]:
+    """The model that an official state dict is of, in fp32 and eval mode, and what it is, in words.
+
+    `config` is the config.json beside it. UserError, which begins with `origin`, where the keys are of no family, and
+    where some are missing, left over or of another shape than the others imply.
+    """
+    names = _unprefixed(state)
+    layout = _layout_of(names)
+    if layout is None:
+        found = f"keys such as {', '.join(list(state)[:2])} are" if state else "no tensors, so"
+        known = ", ".join(_families())
+        raise UserError(
+            f"{origin}: {found} of no official checkpoint known here ({known}); of an export, give the folder"
+        )
+    state = {name: state[key] for name, key in names.items()}
+    try:
+        options = layout.options(state, config or {})
+        with torch.device("meta"):
+            model = vae.build(layout.family, **options)
+    except (UserError, KeyError, IndexError) as error:
+        raise UserError(f"{origin}: {layout.family} by its keys, but not whole ({error})") from None
+    links = list(_links(model, layout))
+    shapes = {key: shape for _, theirs in links for key, shape in theirs.items()}
+    wrong = _differences({key: t.shape for key, t in state.items() if key not in layout.buffers(model)}, shapes)
+    if wrong:
+        raise UserError(f"{origin}: {layout.family} by its keys, but not its weights: {wrong}")
+    shapes, weights = {key: tensor.shape for key, tensor in model.state_dict().items()}, {}
+    for ours, theirs in links:
+        weights |= _restacked([state[key].float() for key in theirs], {key: shapes[key] for key in ours})
+    model.load_state_dict(weights, assign=True)
+    return model.eval(), f"{layout.family} ({layout.title.format(**options)})"
+
+
+def _families() -> list[str]:
+    return sorted({layout.family for layout in LAYOUTS})
+
+
+def _layout_of(names: Iterable[str]) -> Layout | None:
+    names = set(names)
+    return next((layout for layout in LAYOUTS if names.issuperset(layout.signs)), None)
+
+
+def _unprefixed(keys: Iterable[str]) -> dict[str, str]:
+    """Names of the autoencoder's own tensors, and the keys they have inside a wrapper or a larger model."""
+    names = {key: key for key in keys}
+    for prefix in ("module.", "first_stage_model."):
+        names = {n.removeprefix(prefix): k for n, k in names.items() if n.startswith(prefix)} or names
+    return {name: key for name, key in names.items() if not name.startswith(("loss.", "model_ema."))}
+
+
+def _links(model: VideoVAE, layout: Layout) -> Iterator[tuple[list[str], dict[str, tuple[int, ...]]]]:
+    """Our keys, and their names with shapes, of tensors that hold the same rows one after the other."""
+    rows, ranks = list(layout.rows(model.options)), layout.ranks(model.options)
+    convs = {name for name, module in model.named_modules() if layout.wrapped and isinstance(module, nn.Conv3d)}
+    weights, stacks = model.state_dict(), {}
+    for key in weights:
+        name = key
+        for ours, theirs in rows:
+            name = name.replace(ours, theirs)
+        head, _, leaf = name.rpartition(".")
+        if key.rpartition(".")[0] in convs and _rank(name, ranks) != 4:
+            name = f"{head}.conv.{leaf}"
+        stacks.setdefault(name, []).append(key)
+    for name, ours in stacks.items():
+        names = [name.replace("{2d,3d}", half) for half in ("2d", "3d")] if "{" in name else [name]
+        height, rest = sum(len(weights[key]) for key in ours) // len(names), weights[ours[0]].shape[1:]
+        yield ours, {n: _shape((height, *rest), n, _rank(n, ranks)) for n in names}
+
+
+def _rank(name: str, ranks: Mapping[str, int]) -> int | None:
+    return next((rank for pattern, rank in ranks.items() if search(pattern, name)), None)
+
+
+def _shape(shape: tuple[int, ...], name: str, rank: int | None) -> tuple[int, ...]:
+    """`shape` with so many dimensions: without time, or with ones behind. Vectors stay vectors, but for gammas."""
+    if rank is None or (len(shape) == 1 and not name.endswith(".gamma")):
+        return shape
+    return (*shape[:2], *shape[2 + max(0, len(shape) - rank) :], *(1,) * (rank - len(shape)))
+
+
+def _restacked(tensors: Iterable[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The rows of all tensors, one after the other, cut into tensors of the given shapes."""
+    rows = torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor for tensor in tensors])
+    parts = rows.split([shape[0] for shape in shapes.values()])
+    return {key: part.reshape(shape).clone() for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """What is missing, unexpected or of another shape, in words: how many, and the first five."""
+    wrong = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key}: {tuple(found[key])}, expected {shape}"
+            for key, shape in expected.items()
+            if key in found and tuple(found[key]) != shape
+        ],
+    }
+    parts = (f"{len(v)} {what} ({'; '.join(v[:5])}{'; ...' if len(v) > 5 else ''})" for what, v in wrong.items() if v)
+    return ", ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read(spec: str) -> VideoVAE | None:
+    """The model of an official checkpoint: a weight file, or a folder with one and perhaps its config.json.
+
+    Says on stderr what it found. None where `spec` is something else (a run, an export, a hub id, a folder of
+    diffusers). UserError for a file that is damaged, asks to unpickle more than tensors, or is of no known family.
+    """
+    file = _weight_file(Path(spec).expanduser())
+    if file is None:
+        return None
+    state, note = _unwrapped(_tensors(file), file)
+    model, title = convert(state, _config(file.parent), str(file))
+    print(f"{file}: {title}, {note}{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
+    return model
+
+
+def _weight_file(path: Path) -> Path | None:
+    if path.is_dir():
+        if _config(path).get("_class_name") not in CLASSES:
+            return None
+        files = next((found for suffix in SUFFIXES if (found := sorted(path.glob(f"*{suffix}")))), [])
+        if len(files) > 1:
+            raise UserError(f"{path}: several weight files ({', '.join(f.name for f in files[:5])}); name one of them")
+        return files[0] if files else None
+    if path.suffix in SUFFIXES and not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a weight file ({', '.join(SUFFIXES)}), a run folder or an export folder")
+    return path if path.is_file() else None
+
+
+def _config(folder: Path) -> Options:
+    """config.json in a folder, {} where there is none to read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _tensors(file: Path) -> Any:
+    """What is in a file; of pickles, nothing that runs code."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{file}: holds Python objects other than tensors, which could run code and are not loaded; save its state"
+            " dict alone, best as .safetensors"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged, or no checkpoint ({' '.join(str(error).split())[:150]})") from None
+
+
+def _unwrapped(tree: Any, file: Path) -> tuple[State, str]:
+    """The state dict inside what trainers save; the averaged weights where there are both."""
+    note = ""
+    if isinstance(tree, dict) and tree.get("ema_state_dict"):
+        tree, note = tree["ema_state_dict"], "EMA weights, "
+    for wrapper in ("state_dict", "gen_model"):
+        tree = tree[wrapper] if isinstance(tree, dict) and wrapper in tree else tree
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: expected a state dict, found a {type(tree).__name__}")
+    return {key: value for key, value in tree.items() if isinstance(value, Tensor)}, note
