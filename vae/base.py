@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvdm.errors import UserError
 from lvdm.latents import weights_hash
@@ -22,7 +22,7 @@ from vae.tiling import Tiling, tiled
 
 
 class Posterior(DiagonalGaussianDistribution):
-    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w); `kl()` to N(0, 1), summed a clip."""
+    """`sample(generator)`, `mode()`, `mean`, `logvar`, `std`, each (B, z, t, h, w); `kl()` to N(0, 1), (B,)."""
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         mean, var, logvar = (0.0, 1.0, 0.0) if other is None else (other.mean, other.var, other.logvar)
@@ -71,12 +71,17 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """The frames that were there before `_pad`."""
         return x[:, :, :frames]
 
+    def to(self, *args: Any, **kwargs: Any) -> "VideoVAE":
+        """As of any module. (The one of diffusers warns, at each dtype, of modules kept in float32, even of none.)"""
+        return nn.Module.to(self, *args, **kwargs)
+
     # ---- config ------------------------------------------------------------------------------------------------------
 
     @property
     def options(self) -> FrozenDict:
         """What the model was built with: `type(model)(**model.options)` is the same architecture."""
-        return FrozenDict({key: value for key, value in self._internal_dict.items() if not key.startswith("_")})
+        given = {key: value for key, value in self._internal_dict.items() if not key.startswith("_")}
+        return FrozenDict({key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})  # JSON has lists
 
     @property
     def config(self) -> FrozenDict:

@@ -296,7 +296,7 @@ def test_a_recipe_begins_with_its_base(tmp_path):
 
 def test_bases_that_are_not_there_or_go_round_are_user_errors(tmp_path):
     (tmp_path / "lost.yaml").write_text("base: vae/univea.yaml\n")
-    with pytest.raises(UserError, match="no config 'vae/univea.yaml'.*did you mean"):
+    with pytest.raises(UserError, match=r"no config 'vae/univea.yaml'.*did you mean"):
         read_yaml(tmp_path / "lost.yaml")
     (tmp_path / "a.yaml").write_text(f"base: {tmp_path}/b.yaml\n")
     (tmp_path / "b.yaml").write_text(f"base: {tmp_path}/a.yaml\n")

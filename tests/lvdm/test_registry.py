@@ -92,6 +92,55 @@ def test_unknown_names_and_options(registry):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Models of other libraries and formats
+
+
+def stranger(kind: str, width: int = 1) -> Toy:
+    if kind != "Stranger":
+        raise UserError(f"kind: no {kind}")
+    return Other(width=width)
+
+
+def read_text(spec: str) -> Toy | None:
+    return Other(width=int(Path(spec).read_text())) if spec.endswith(".toy") else None
+
+
+def test_a_prefix_names_the_classes_of_a_library(registry):
+    registry.add_library("strange", f"{__name__}:stranger")
+    assert type(registry.build("strange:Stranger", width=3)) is Other
+    with pytest.raises(UserError, match="kind: no Other"):
+        registry.build("strange:Other")
+    with pytest.raises(UserError, match="toy 'strange:Stranger' has no option 'widht'"):
+        registry.build("strange:Stranger", widht=3)
+    for name in ("strange", "strange:", "stranger:Stranger"):
+        with pytest.raises(UserError, match=f"unknown toy '{name}'.*; known: toy-l, toy-s, strange:CLASS"):
+            registry.build(name)
+    assert registry.names() == ["toy-l", "toy-s"]
+
+
+def test_a_reader_is_asked_before_our_own_folders(registry, export, tmp_path):
+    registry.add_reader(f"{__name__}:read_text")
+    (tmp_path / "six.toy").write_text("6")
+    model = registry.load(str(tmp_path / "six.toy"))
+    assert type(model) is Other and model.config.width == 6 and not model.training
+    assert type(registry.load(str(export))) is Toy  # none of the reader's
+
+
+def test_readers_and_libraries_are_imported_when_they_are_asked():
+    registry = Registry("toy")
+    registry.add_reader("colorsys:rgb_to_hsv")
+    registry.add_library("colour", "colorsys:rgb_to_hsv")
+    sys.modules.pop("colorsys", None)
+    assert registry.names() == [] and registry.entry("colour:x").defaults == {"kind": "x"}
+    assert "colorsys" not in sys.modules
+
+
+def test_an_entry_may_name_its_paper(registry):
+    registry.add("toy-m", f"{__name__}:Toy", tiny={}, paper="Toys (Smith, 2024)")
+    assert registry.entry("toy-m").paper == "Toys (Smith, 2024)" and registry.entry("toy-s").paper == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Trained models
 
 

@@ -225,7 +225,7 @@ def test_codes_that_are_none_are_user_errors(cls):
 def test_bad_clips_and_options_are_user_errors():
     with pytest.raises(UserError, match="15x16"):
         tiny(VQGAN).codes(clip(1, 3, 1, 15, 16))
-    with pytest.raises(UserError, match="5 frames: expected 4n, e.g. 4 or 8"):
+    with pytest.raises(UserError, match=r"5 frames: expected 4n, e.g. 4 or 8"):
         tiny(TATS).codes(clip(1, 3, 5, 16, 16), pad=False)
     with pytest.raises(UserError, match=r"norm='bath'.*did you mean 'batch'"):
         TATS(norm="bath")

@@ -153,9 +153,9 @@ def test_tiles_in_space_and_slices():
 def test_streams_are_refused_because_of_the_padding():
     model = tiny()
     model.enable_tiling()
-    with pytest.raises(UserError, match="stream_encode: .*OSVAE.*it pads clips in front"):
+    with pytest.raises(UserError, match=r"stream_encode: .*OSVAE.*it pads clips in front"):
         next(model.stream_encode([clip(1, 3, 8, 16, 16)]))
-    with pytest.raises(UserError, match="stream_decode: .*OSVAE.*it pads clips in front"):
+    with pytest.raises(UserError, match=r"stream_decode: .*OSVAE.*it pads clips in front"):
         next(model.stream_decode([clip(1, 4, 2, 2, 2)]))
 
 
