@@ -16,12 +16,16 @@ class Verb:
     """A sub-command: where its `main(argv)` and its config dataclass live, and what it does in one line."""
 
     program: str
+    """A module, or "module:function" where the function is not called `main`."""
     config: str
     summary: str
 
 
 VERBS = {
     "demo": Verb("sample.demo", "sample.configs:Demo", "the whole job at a small size, on real clips, with a report"),
+    "vae list": Verb("sample.zoo:list_main", "sample.configs:ListVAEs", "the video and image VAEs there are"),
+    "vae info": Verb("sample.zoo:info_main", "sample.configs:DescribeVAE", "one VAE, stage by stage: shapes, FLOPs"),
+    "vae init": Verb("train.init", "train.configs:InitVAE", "a video VAE from the weights of an image VAE"),
     "train vae": Verb("train.vae", "train.configs:TrainVAE", "VAE stage 1: encoder and decoder reconstruct"),
     "train refine": Verb("train.refine", "train.configs:TrainRefine", "VAE stage 2: D2 renders twice the frame rate"),
     "train latents": Verb("train.latents", "train.configs:Latents", "encode a folder of videos to a latent store"),
@@ -58,7 +62,7 @@ def _dispatch(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(configs.usage(_resolve(verb.config), f"lvdm {name}"))
         return 0
-    return _resolve(f"{verb.program}:main")(rest)
+    return _resolve(verb.program)(rest)
 
 
 def program(
@@ -122,7 +126,7 @@ def _verb(argv: list[str]) -> tuple[str, list[str]]:
 
 def _resolve(target: str) -> Any:
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module), name or "main")
 
 
 def _complain(error: UserError) -> int:

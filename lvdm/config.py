@@ -163,14 +163,10 @@ def to_yaml(config: Any) -> str:
 def usage(cls: type, verb: str) -> str:
     """The `--help` of a program, from its dataclass: one entry a key with type, default and the field's docstring."""
     positionals = " ".join(name.upper() for name in getattr(cls, "positionals", ()))
-    lines = [
-        " ".join(f"usage: {verb} {positionals} [--config FILE] [key=value ...] [--dry-run]".split()),
-        "",
-        textwrap.dedent(inspect.getdoc(cls) or ""),
-        "",
-        "Every key also works as --key value. Keys:",
-        "",
-    ]
+    keys = "[--config FILE] [key=value ...] [--dry-run]" if _fields(cls) else ""
+    lines = [" ".join(f"usage: {verb} {positionals} {keys}".split()), "", textwrap.dedent(inspect.getdoc(cls) or "")]
+    if keys:
+        lines += ["", "Every key also works as --key value. Keys:", ""]
     for name, kind, default, doc in _fields(cls):
         lines.append(f"  {name}={default}  ({kind})")
         lines += textwrap.wrap(doc, 110, initial_indent="      ", subsequent_indent="      ")

@@ -1,7 +1,7 @@
 """What can be set in each program that uses trained models. Importing this imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lvdm.config import PRECISIONS, at_least, choice
 from lvdm.errors import UserError
@@ -174,3 +174,33 @@ class Demo:
     def __post_init__(self) -> None:
         choice(self, "scale", ("full", "smoke"))
         choice(self, "labels", ("auto", "folder", "file", "none"))
+
+
+@dataclass
+class ListVAEs:
+    """The registered VAEs at full size, one a line. Takes no keys.
+
+    factors: compression of time, height and width. frames: lengths taken without padding. z: latent channels.
+    17x256x256: latents of such a clip. streams: whether chunks give exactly the whole clip's result. kind: a posterior
+    (continuous), or codes for reconstruction only.
+    """
+
+
+@dataclass
+class DescribeVAE:
+    """One VAE: its facts, and every stage of encode, decode and refine with shape, parameters, FLOPs and memory."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str = ""
+    """A name in the registry (lvdm vae list), diffusers:CLASS, or a trained one: a run, export, official checkpoint or
+    hub id."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of a name, e.g. model_args.width=32."""
+    frames: int = 17
+    """Frames of the clip that is counted."""
+    size: int = 256
+    """Its height and width."""
+
+    def __post_init__(self) -> None:
+        at_least(self, frames=1, size=1)

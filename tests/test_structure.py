@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lvdm.cli import VERBS
+from lvdm.config import usage
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
@@ -62,8 +63,16 @@ def test_only_the_command_line_names_programs_as_text():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_verbs_name_programs_that_are_there(verb):
-    program = importlib.import_module(VERBS[verb].program)
+def test_verbs_name_programs_that_are_there_and_take_their_config(verb, capsys):
+    module, _, name = VERBS[verb].program.partition(":")
+    program = importlib.import_module(module)
+    assert getattr(program, name or "main")(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        (f"usage: lvdm {verb} ", f"usage: lvdm {verb}\n")
+    )  # which `program` finds by the config that it was given
     module, _, config = VERBS[verb].config.partition(":")
-    assert callable(program.main) and callable(program.run)
-    assert program.run.__annotations__["config"] is getattr(importlib.import_module(module), config)
+    config = getattr(importlib.import_module(module), config)
+    assert printed.strip() == usage(config, f"lvdm {verb}").strip()
+    if not name:  # a module of one program
+        assert program.run.__annotations__["config"] is config

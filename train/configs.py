@@ -316,3 +316,31 @@ class TrainDiT(Training):
         super().__post_init__()
         choice(self, "condition", ("auto", "class", "none"))
         at_least(self, label_dropout=0.0, workers=0)
+
+
+@dataclass
+class InitVAE:
+    """A video VAE from an image VAE: its weights, with 2D kernels made 3D, in a folder for lvdm train vae init=FOLDER.
+
+    Width, multipliers, blocks, latent channels and the scale of the latents are the image VAE's unless model_args say
+    otherwise. Prints how far apart both are on an image, and why.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str = "univae"
+    """Name in the registry: univae, odvae or cvvae."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, e.g. model_args.kernels=[3]."""
+    source: str = ""
+    """The image VAE: a folder or official checkpoint of diffusers' AutoencoderKL, or a run of model=sdvae."""
+    mode: str = "tail"
+    """Where a 2D kernel goes in a temporal one: tail (the last tap), center, average (all taps), or random (nowhere:
+    temporal kernels stay fresh)."""
+    out: str = ""
+    """Folder to write."""
+    seed: int = 0
+    """Of the weights that an image VAE does not have."""
+
+    def __post_init__(self) -> None:
+        choice(self, "mode", ("tail", "center", "average", "random"))

@@ -41,7 +41,7 @@ _adapted(
     "AutoencoderKLTemporalDecoder",
     _SVD,
     {"block_out_channels": [32] * 4, "layers_per_block": 1},
-    "Stable Video Diffusion (Blattmann et al., 2023)",
+    "SVD (Blattmann et al., 2023)",
 )
 _adapted("cogvideox", "AutoencoderKLCogVideoX", {}, _NARROW, "CogVideoX (Yang et al., 2024)")
 

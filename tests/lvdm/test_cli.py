@@ -26,7 +26,15 @@ class Task:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "vae", "--help"], ["evaluate", "-h"], ["--version"], ["nonsense"]]
+    "words",
+    [
+        ["--help"],
+        ["train", "vae", "--help"],
+        ["vae", "info", "--help"],
+        ["evaluate", "-h"],
+        ["--version"],
+        ["nonsense"],
+    ],
 )
 def test_help_answers_at_once_and_imports_no_torch(words):
     code = (
@@ -59,15 +67,15 @@ def test_the_overview_names_every_verb(capsys):
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_every_verb_has_its_help_and_its_program(name, capsys):
     assert cli.main([*name.split(), "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: lvdm {name} ")
-    assert callable(cli._resolve(f"{cli.VERBS[name].program}:main"))
-    assert callable(cli._resolve(f"{cli.VERBS[name].program}:run"))
+    assert capsys.readouterr().out.startswith((f"usage: lvdm {name} ", f"usage: lvdm {name}\n"))
+    assert callable(cli._resolve(cli.VERBS[name].program))
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["evalute"], r"error: unknown verb 'evalute' (did you mean 'evaluate'?); known: demo, train vae"),
+        (["evalute"], r"error: unknown verb 'evalute' (did you mean 'evaluate'?); known: demo, vae list"),
+        (["vae"], "error: lvdm vae: expected one of list, info, init after it"),
         (["train"], "error: lvdm train: expected one of vae, refine, latents, dit after it"),
         (["train", "gan"], "error: lvdm train: expected one of vae, refine, latents, dit after it"),
         (["train", "vae", "sede=3"], "error: command line: unknown key 'sede' (did you mean 'seed'?)"),

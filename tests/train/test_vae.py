@@ -63,8 +63,8 @@ def test_one_clip_is_learnt(launch, steps, tmp_path):
 def test_each_backward_reaches_its_own_network(launch, tmp_path, monkeypatch):
     models, critics, reached = [], [], []
 
-    def build(*args, **kwargs):
-        models.append(build_vae(*args, **kwargs))
+    def build(config):
+        models.append(build_model(config))
         return models[-1]
 
     class Critic(program.PatchGAN3D):
@@ -77,8 +77,8 @@ def test_each_backward_reaches_its_own_network(launch, tmp_path, monkeypatch):
         grads = [[p.grad for p in m.parameters()] for m in (models[0], critics[0])]
         reached.append(tuple(any(g is not None and g.abs().max() > 0 for g in of_model) for of_model in grads))
 
-    build_vae, backward = vae.build, Accelerator.backward
-    monkeypatch.setattr(vae, "build", build)
+    build_model, backward = program.build_model, Accelerator.backward
+    monkeypatch.setattr(program, "build_model", build)
     monkeypatch.setattr(program, "PatchGAN3D", Critic)
     monkeypatch.setattr(Accelerator, "backward", spy)
     assert launch("train vae", out=tmp_path / "run", adversarial_weight=0.5) == 0
@@ -198,7 +198,10 @@ def test_two_processes_give_the_losses_of_one(command, launch, steps, tmp_path):
     log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[0])["processes"] == 2 and len(log) == 4
     one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
-    assert one[4] == pytest.approx(two[4], rel=1e-4) and one[8] == pytest.approx(two[8], rel=1e-4)
+    assert one[4] == pytest.approx(two[4], rel=1e-4)
+    # Adam's first step is of full size even where a gradient is all rounding, so the next one's norm is less equal.
+    assert one[8].pop("grad") == pytest.approx(two[8].pop("grad"), rel=5e-3)
+    assert one[8] == pytest.approx(two[8], rel=1e-4)
     # The adaptive weight is of each process's own gradient.
     assert all(one[12][term] == pytest.approx(two[12][term], rel=1e-3) for term in ("l1", "kl", "g", "d"))
     assert vae.load(str(tmp_path / "two")).spec.latent_channels == 4
