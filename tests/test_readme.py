@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from omegaconf import OmegaConf
 
 import dit
 import vae
@@ -16,8 +18,9 @@ from lvdm import cli, weights
 from lvdm import config as configs
 from lvdm.data.reader import probe
 from lvdm.media import write_mp4
-from sample import evaluate
+from sample import evaluate, zoo
 from sample.evaluate import read_results
+from vae.checkpoints import official
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,8 +102,8 @@ def built(recipe: str) -> torch.nn.Module:
             classes = {"none": 0, "class": 101}[values.condition]
             return dit.build(values.model, condition=values.condition, num_classes=classes)
         if recipe == "vae/refine.yaml":
-            return vae.build("univae", refine=True)
-        return vae.build(values.model, **values.get("model_args", {}))
+            return vae.build("univae", refine=True, inject=values.get("inject", "add"))
+        return vae.build(values.model, **OmegaConf.to_container(values).get("model_args", {}))
 
 
 def test_recipe_table_names_every_recipe_and_counts_right():
@@ -118,7 +121,11 @@ def test_recipe_table_names_every_recipe_and_counts_right():
             shown = f"{parameters / 1e6:.1f} M" if number.endswith(" M") else f"{parameters:,}"
             assert number == shown, recipe
             exact += 1
-    assert exact == 6
+    assert exact == 15
+
+
+def test_the_table_of_vaes_is_what_the_command_prints():
+    assert f"```\n{zoo.table()}\n```" in README
 
 
 def test_size_of_the_demo_is_right():
@@ -220,3 +227,25 @@ def test_commands_for_own_data_run_in_their_order(data):
     assert probe("my-reconstructed.mp4").frames == 9
     tables = {name: read_results(data / "metrics" / name) for name in ("reconstruction", "refinement", "fvd")}
     assert [len(table) for table in tables.values()] == [1, 2, 2]
+
+
+def test_commands_for_other_vaes_run_in_their_order(data, capsys):
+    """With tiny models where the section names an image VAE, an official checkpoint and a trained run."""
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8,) * 4, "norm_num_groups": 2, "layers_per_block": 1}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    AutoencoderKL(**sizes, **kinds).save_pretrained("sd-vae-ft-mse")
+    torch.save(official(vae.build("odvae", width=8, blocks=1)), "checkpoint.ckpt")
+    vae.build("univae", width=8, blocks=1, refine=True).save_pretrained("runs/univae-2x/export")
+
+    section = README.split("## Any other VAE")[1].split("\n## ")[0]
+    lines = commands(section, "lvdm")
+    assert len(lines) == 5
+    for words in lines:
+        assert cli.main(words) == 0, words
+    printed = capsys.readouterr()
+    assert "107,798,550" in printed.out and "so images go through as before" in printed.out
+    assert "checkpoint.ckpt: odvae (Open-Sora-Plan v1.2, variant 4)" in printed.err
+    source, rendered = probe("my.mp4"), probe("rendered/my.mp4")
+    assert (rendered.frames, rendered.fps) == (2 * source.frames - 1, 2 * source.fps)
+    assert (rendered.width, rendered.height) == (source.width, source.height)

@@ -16,7 +16,7 @@ from lvdm.media import to_float
 def read_pieces(
     path: str | Path, count: int, short_side: int = 0, stride: int = 1, length: int = 8
 ) -> Iterator[Tensor]:
-    """Every `stride`-th of the first `count` frames as (1, 3, `length`, H, W) floats in [-1, 1], the last piece shorter.
+    """Every `stride`-th of the first `count` frames as (1, 3, `length`, H, W) floats in [-1, 1], the last one shorter.
 
     `short_side` > 0 resizes (antialiased) until the shorter side has so many pixels. Raises `Unreadable` at the first
     frame that cannot be decoded.
