@@ -33,6 +33,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._libraries: dict[str, str] = {}
         self._readers: list[str] = []
+        self._explainers: list[str] = []
 
     # ---- what there is -----------------------------------------------------------------------------------------------
 
@@ -57,6 +58,10 @@ class Registry:
         """Lets `load` read another format: `target` is called with its `spec` and gives a model, or None for not its
         format. Readers are asked in the order they were added, before our own folders are looked for."""
         self._readers.append(target)
+
+    def add_explainer(self, target: str) -> None:
+        """Lets `target`, called with an export folder whose weights did not fit its config, say more in the error."""
+        self._explainers.append(target)
 
     def names(self) -> list[str]:
         return sorted(self._entries)
@@ -105,7 +110,10 @@ class Registry:
         if name not in classes:
             hint = "" if Path(folder).is_dir() else "".join(f"; try {prefix}:{spec}" for prefix in self._libraries)
             raise UserError(f"{spec}: holds a {name}, not a {self.kind} of ours ({', '.join(sorted(classes))}){hint}")
-        return pretrained(classes[name].resolve(), spec, folder)
+        try:
+            return pretrained(classes[name].resolve(), spec, folder)
+        except UserError as error:
+            raise UserError(f"{error}{''.join(_import(target)(folder) for target in self._explainers)}") from None
 
     def _export_folder(self, spec: str) -> str:
         path = Path(spec)
@@ -150,7 +158,8 @@ def pretrained(cls: Any, spec: str, folder: str, **where: Any) -> Any:
     try:
         model, report = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{spec}: cannot load a {cls.__name__}: {' '.join(str(error).split())[:300]}") from None
+        first = " ".join(str(error).split()).split(". If you want")[0][:300]  # diffusers goes on with advice
+        raise UserError(f"{spec}: cannot load a {cls.__name__}: {first}") from None
     wrong = [*report["missing_keys"], *report["unexpected_keys"]]
     if wrong:
         raise UserError(f"{spec}: the weights are of another architecture than its config.json, e.g. {wrong[:3]}")

@@ -85,7 +85,7 @@ def read_results(folder: Path) -> list[Table]:
 
 def reconstruction(config: Evaluate, model: VideoVAE) -> list[Table]:
     """D1's frames and an upscaled thumbnail, against the originals."""
-    name = f"{type(model).__name__}, D1"
+    name = f"{model.title}, D1"
 
     def views(x: Tensor) -> list[View]:
         return [View("Reconstruction", "all frames", x, {name: autoencode(model, x), THUMBNAIL: thumbnail(x)})]

@@ -77,7 +77,7 @@ def approximate(model: VideoVAE, count: int, frames: int) -> None:
     """Says so where a video is too long for a model that does not stream exactly."""
     if not model.spec.exact_streaming and 0 < frames < count:
         print(
-            f"{type(model).__name__} does not stream exactly ({model.spec.inexact}): {frames} frames at a time, an"
+            f"{model.title} does not stream exactly ({model.spec.inexact}): {frames} frames at a time, an"
             " approximation; tile_frames=0 takes the whole video at once"
         )
 

@@ -92,7 +92,7 @@ def facts(name: str, model: VideoVAE) -> str:
         latents = [("codebook", f"{len(model.codebook):,} codes")]
     how = "exactly" if model.streams else f"no: {spec.inexact or 'codes have no posterior to stream'}"
     rows = [
-        (name, paper(model) or type(model).__name__),
+        (name, paper(model) or model.title),
         ("compression", f"{factors(spec)} (time x height x width)"),
         ("frames", spec.frame_rule),
         ("latents", f"{spec.latent_channels} channels, {kind(spec)}"),

@@ -64,9 +64,8 @@ def image_vae(spec: str) -> DiffusersVAE:
     if not spec:
         raise UserError("source: expected an image VAE, e.g. source=FOLDER of an SD-VAE")
     model = vae.load(spec)
-    kind = model.options.get("kind", type(model).__name__)
-    if kind != "AutoencoderKL":
-        raise UserError(f"source={spec}: a {kind}, no image VAE; expected diffusers' AutoencoderKL, e.g. an SD-VAE")
+    if model.title != "AutoencoderKL":
+        raise UserError(f"source={spec}: a {model.title}, no image VAE; expected diffusers' AutoencoderKL, e.g. an SD-VAE")
     return model
 
 

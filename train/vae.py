@@ -16,6 +16,7 @@ from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.cli import program
 from lvdm.ema import EMA
+from lvdm.errors import UserError
 from lvdm.media import to_float
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
@@ -157,14 +158,17 @@ def build_model(config: TrainVAE) -> VideoVAE:
     """The model to train: fresh, or with the weights of `config.init`, which must be of the same architecture."""
     model = vae.build(config.model, **config.model_args)
     if config.init:
-        weights = {k: v for k, v in vae.load(config.init).state_dict().items() if not k.startswith("refiner.")}
+        start = vae.load(config.init)
+        if type(start) is not type(model):
+            raise UserError(f"init={config.init}: a {start.title}, and model={config.model} is a {model.title}")
+        weights = {k: v for k, v in start.state_dict().items() if not k.startswith("refiner.")}
         load_weights(model, weights, f"init={config.init}")
     return model
 
 
 def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) -> None:
     """Refuses models that cannot be trained, and phases whose clips the model does not take as they are."""
-    model.require_posterior(f"model={getattr(config, 'model', type(model).__name__)}")
+    model.require_posterior(f"model={getattr(config, 'model', model.title)}")
     rule = replace(model.spec, time_factor=rate * model.spec.time_factor)
     for i, phase in enumerate(config.phases):
         rule.check_frames(phase.frames, f"phases[{i}].frames")

@@ -48,6 +48,7 @@ _adapted("cogvideox", "AutoencoderKLCogVideoX", {}, _NARROW, "CogVideoX (Yang et
 registry.add_library("diffusers", "vae.adapter:build")
 registry.add_reader("vae.checkpoints:read")
 registry.add_reader("vae.adapter:read")
+registry.add_explainer("vae.checkpoints:explain")
 
 
 def names() -> list[str]:

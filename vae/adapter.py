@@ -232,6 +232,10 @@ class DiffusersVAE(VideoVAE):
         return vae
 
     @property
+    def title(self) -> str:
+        return self.options.kind
+
+    @property
     def rule(self) -> Rule:
         """What is known of the inner model's class."""
         return CLASSES[self.options.kind]

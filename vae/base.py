@@ -59,7 +59,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         """(B, z, t, h, w) -> (B, 3, 2T - 1, H, W)."""
         raise UserError(
-            f"this {type(self).__name__} has no refinement decoder: give a UniVAE after stage 2 (lvdm train refine),"
+            f"this {self.title} has no refinement decoder: give a UniVAE after stage 2 (lvdm train refine),"
             " or render without refine"
         )
 
@@ -74,6 +74,11 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def to(self, *args: Any, **kwargs: Any) -> "VideoVAE":
         """As of any module. (The one of diffusers warns, at each dtype, of modules kept in float32, even of none.)"""
         return nn.Module.to(self, *args, **kwargs)
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables and messages."""
+        return type(self).__name__
 
     # ---- config ------------------------------------------------------------------------------------------------------
 
@@ -99,7 +104,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """A UserError, beginning with `name`, for a model that quantises."""
         if self.spec.discrete:
             raise UserError(
-                f"{name}: {type(self).__name__} is discrete, it has codes and no posterior: for reconstruction only"
+                f"{name}: {self.title} is discrete, it has codes and no posterior: for reconstruction only"
                 " (reconstruct(), or codes() and decode()); for training, streams or diffusion take a continuous VAE"
             )
 
@@ -195,7 +200,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def _require_stream(self, name: str) -> None:
         if not self.streams:
             raise UserError(
-                f"{name}: this {type(self).__name__} does not stream exactly ({self.spec.inexact}); use encode / decode"
+                f"{name}: this {self.title} does not stream exactly ({self.spec.inexact}); use encode / decode"
                 ", with enable_tiling(frames=17) for long clips"
             )
 

@@ -6,11 +6,11 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from re import search
+from re import search, sub
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -31,9 +31,35 @@ def family_of(keys: Iterable[str]) -> str | None:
     return layout and layout.family
 
 
+def explain(folder: str) -> str:
+    """What the weights of an export folder look like, for an error about their not fitting its config; or nothing."""
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as weights:
+                name = name_of(weights.keys())
+        except (SafetensorError, OSError):
+            return ""
+        return f"; by their names the weights are of a {name}" if name else ""
+    return ""
+
+
+def name_of(keys: Iterable[str]) -> str | None:
+    """The registered model whose weights are called so, whatever its size; None where none is near."""
+
+    def pattern(keys: Iterable[str]) -> set[str]:
+        return {sub(r"\d+", "0", key) for key in keys if not key.startswith("refiner.")}
+
+    wanted, best = pattern(keys), (0.8, None)
+    for name in vae.names():
+        with torch.device("meta"):
+            own = pattern(vae.build(name, **vae.registry.entry(name).tiny).state_dict())
+        best = max(best, (len(own & wanted) / max(1, len(own | wanted)), name), key=lambda pair: pair[0])
+    return best[1]
+
+
 def official(model: VideoVAE) -> dict[str, Tensor]:
     """The weights as the family's own code names and shapes them. UserError where no layout of the family is known."""
-    name = model.options.get("kind", type(model).__name__)
+    name = model.title
     layout = next((layout for layout in LAYOUTS if name == layout.model), None)
     if layout is None:
         raise UserError(f"{name} has no official layout; {', '.join(_families())} have")
@@ -53,10 +79,9 @@ def convert(state: State, config: Options | None = None, origin: str = "these we
     layout = _layout_of(names)
     if layout is None:
         found = f"keys such as {', '.join(list(state)[:2])} are" if state else "no tensors, so"
-        known = ", ".join(_families())
-        raise UserError(
-            f"{origin}: {found} of no official checkpoint known here ({known}); of an export, give the folder"
-        )
+        own = name_of(names)
+        hint = f"; they are of our {own}: give the export folder, with its config.json" if own else ""
+        raise UserError(f"{origin}: {found} of no official checkpoint known here ({', '.join(_families())}){hint}")
     state = {name: state[key] for name, key in names.items()}
     try:
         options = layout.options(state, config or {})

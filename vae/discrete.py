@@ -81,7 +81,7 @@ class DiscreteVAE(VideoVAE):
         return False  # there is no posterior to stream
 
     def _check_codes(self, codes: Tensor) -> None:
-        name, count = type(self).__name__, len(self.codebook)
+        name, count = self.title, len(self.codebook)
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool or codes.ndim not in (3, 4):
             raise UserError(
                 f"decode: {name} takes integer codes (B, t, h, w) or (B, h, w), as codes() gives them,"

@@ -58,7 +58,7 @@ def inflate(model: VideoVAE, image: Mapping[str, Tensor], mode: str = "tail") ->
     if mode not in MODES:
         raise UserError(f"mode={mode!r}: expected one of {', '.join(MODES)}{nearest(mode, MODES)}")
     if not isinstance(model, ODVAE | UniVAE | CVVAE):
-        raise UserError(f"a {type(model).__name__} cannot start from an image VAE; odvae, univae and cvvae can")
+        raise UserError(f"a {model.title} cannot start from an image VAE; odvae, univae and cvvae can")
     image = image if hasattr(model, "quant_conv") else _without_quant_convs(image)
     weights, used = {}, set()
     for name, old in model.state_dict().items():
@@ -78,7 +78,7 @@ def inflate(model: VideoVAE, image: Mapping[str, Tensor], mode: str = "tail") ->
             )
     left = sorted(set(image) - used)
     if left:
-        raise UserError(f"image VAE: {len(left)} keys have no place in this {type(model).__name__}, e.g. {left[:3]}")
+        raise UserError(f"image VAE: {len(left)} keys have no place in this {model.title}, e.g. {left[:3]}")
     weights |= _identities(model)
     model.load_state_dict(weights, strict=False)
     return model
