@@ -56,6 +56,18 @@ def test_models_that_do_not_stream_see_the_whole(refine, inexact):
     assert torch.equal(original, x) and torch.equal(y, autoencoded(model, x, refine))
 
 
+@pytest.mark.parametrize("name", ["vqgan", "tats", "osvae", "svdvae", "ivvae"])
+@torch.no_grad()
+def test_any_family_gives_every_frame(name):
+    torch.manual_seed(0)
+    model, x = vae.build(name, **vae.registry.entry(name).tiny).eval(), clip(11, 13, 19)
+    pairs = list(reconstruct(model, iter(x.split(4, 2)), 11, False, 33))
+    assert torch.equal(torch.cat([a for a, _ in pairs], 2), x)
+    padded = F.pad(x, (0, -19 % 8, 0, -13 % 8, 0, 0), mode="replicate")
+    whole = model.reconstruct(padded)[..., :13, :19].clamp(-1, 1)
+    torch.testing.assert_close(torch.cat([b for _, b in pairs], 2), whole, atol=1e-4, rtol=0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 

@@ -68,6 +68,14 @@ def test_an_inexact_model_renders_files_too(lvdm, inexact, file_for, tmp_path):
     assert probe(tmp_path / "latent.mp4").frames == 17
 
 
+def test_a_latent_that_covers_more_than_its_video_is_cropped(lvdm, refiner, tmp_path):
+    file, sha = tmp_path / "odd.safetensors", vae.load(refiner).latent_sha256()
+    save_latent(file, latent(), 14, 10.0, sha, size=(26, 44))
+    assert lvdm("render", file, vae=refiner, out=tmp_path / "out") == 0
+    info = probe(tmp_path / "out" / "odd.mp4")
+    assert (info.frames, info.height, info.width) == (14, 26, 44)
+
+
 def test_a_folder_is_rendered_file_by_file_and_goes_on(lvdm, samples, refiner, tmp_path, capsys):
     assert lvdm("render", samples / "latents", vae=refiner, out=tmp_path) == 0
     names = [f"{i:06d}.mp4" for i in range(5)]

@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vae
-from lvdm.data.clips import ClipPolicy, Clips, Window
+from lvdm.data.clips import ClipPolicy, Clips, Window, resize
 from lvdm.data.index import open_index
-from lvdm.latents import LatentStore, LatentWriter
-from lvdm.media import to_float
+from lvdm.data.reader import iter_frames
+from lvdm.latents import LatentStore, LatentWriter, load_latent
+from lvdm.media import to_float, write_mp4
 
 
 def killed(*_):
@@ -167,3 +170,61 @@ BAD = {
 def test_bad_input_is_one_line_and_2(keys, message, launch, vae_run, tmp_path, capsys):
     assert launch("train latents", **{"out": tmp_path / "run", "vae": vae_run, **keys}) == 2
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One video to one latent file
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """14 frames of 42x50 (height x width) at 12.5 fps."""
+    path = tmp_path_factory.mktemp("odd") / "odd.mp4"
+    t, y, x = np.mgrid[:14, :42, :50]
+    waves = np.stack([np.sin((x + t) / k) * np.cos(y / k) for k in (5, 6, 7)], -1)
+    write_mp4(path, (127.5 + 87 * waves).astype(np.uint8), 12.5)
+    return path
+
+
+KEYS = {"frames": None, "size": None, "stride": None}
+
+
+def whole(path) -> torch.Tensor:
+    frames = torch.stack([torch.as_tensor(frame) for frame in iter_frames(path)])
+    return to_float(frames.permute(3, 0, 1, 2)[None])
+
+
+@pytest.mark.parametrize("norm", ["frame", "clip"], ids=["exact", "inexact"])
+@torch.no_grad()
+def test_a_video_of_any_size_and_length_becomes_one_file(norm, odd, launch, tmp_path):
+    torch.manual_seed(0)
+    vae.build("univae", width=16, blocks=1, norm=norm).save_pretrained(tmp_path / "vae")
+    out = tmp_path / "new" / "odd.safetensors"
+    assert launch("train latents", videos=odd, vae=tmp_path / "vae", out=out, **KEYS, shard_size=1) == 0
+    file, model = load_latent(out), vae.load(str(tmp_path / "vae"))
+    assert (file.num_frames, file.fps, tuple(file.size)) == (14, 12.5, (42, 50))
+    padded = F.pad(whole(odd), (0, 6, 0, 6, 0, 0), mode="replicate")
+    torch.testing.assert_close(file.latent, model.encode(padded).latent_dist.mean[0], rtol=0, atol=1e-5)
+    assert file.vae_sha256 == model.latent_sha256()
+
+
+@torch.no_grad()
+def test_frames_stride_and_size_choose_of_the_one_video(odd, launch, vae_run, tmp_path):
+    out = tmp_path / "odd.safetensors"
+    assert launch("train latents", videos=odd, vae=vae_run, out=out, frames=5, stride=2, size=32) == 0
+    file, model = load_latent(out), vae.load(str(vae_run))
+    assert (file.num_frames, file.fps, tuple(file.size)) == (5, 6.25, (32, 32))
+    frames = torch.stack([torch.as_tensor(frame) for frame in iter_frames(odd)])[:10:2]
+    small = resize(frames, 32)[..., :32, 3:35]  # 32x38, and its middle
+    mean = model.encode(to_float(small.transpose(0, 1)[None])).latent_dist.mean[0]
+    torch.testing.assert_close(file.latent, mean, rtol=0, atol=1e-5)
+
+
+def test_one_file_of_a_folder_and_codes_are_refused(launch, videos, vae_run, tmp_path, capsys):
+    out = tmp_path / "a.safetensors"
+    assert launch("train latents", videos=videos, vae=vae_run, out=out, **KEYS) == 2
+    assert "names one latent file, so expected one video file" in capsys.readouterr().err
+    vae.build("vqgan", width=8, blocks=1, z=8, codes=16).save_pretrained(tmp_path / "vqgan")
+    assert launch("train latents", out=tmp_path / "store", vae=tmp_path / "vqgan") == 2
+    assert "VQGAN is discrete, it has codes and no posterior" in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "store").exists()
