@@ -24,6 +24,8 @@ Convolution = Callable[..., nn.Module]
 """(in_channels, out_channels, kernel, stride) -> a convolution."""
 Normalisation = Callable[[int], nn.Module]
 """(channels) -> a norm."""
+Attention = Callable[[int], nn.Module]
+"""(channels) -> an attention."""
 
 
 class StreamState(dict):
@@ -233,11 +235,11 @@ class MidBlock(nn.Module):
     """Residual block, attention, residual block."""
 
     def __init__(
-        self, channels: int, kind: str, norm: Normalisation, attention: nn.Module, conv: Convolution = CausalConv3d
+        self, channels: int, kind: str, norm: Normalisation, attention: Attention, conv: Convolution = CausalConv3d
     ):
         super().__init__()
         self.block1 = ResBlock(channels, channels, kind, norm, conv)
-        self.attention = attention
+        self.attention = attention(channels)
         self.block2 = ResBlock(channels, channels, kind, norm, conv)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:

@@ -283,7 +283,7 @@ def _level(level: int, channels: int, out: int, blocks: int) -> nn.ModuleList:
 
 
 def _middle(channels: int) -> MidBlock:
-    return MidBlock(channels, "2d", RMSNorm, _attention(channels))
+    return MidBlock(channels, "2d", RMSNorm, _attention)
 
 
 def _attention(channels: int) -> Halves:

@@ -14,6 +14,7 @@ from vae.blocks import (
     CUBE,
     FRAME,
     POINT,
+    Attention,
     CausalConv3d,
     Checkpointed,
     Convolution,
@@ -45,8 +46,8 @@ class Plan:
     """Of the norms."""
     mid_kind: str = "3d"
     """Kind of the residual blocks of the middle."""
-    mid_attention: Callable[[int], nn.Module] | None = None
-    """(channels) -> the attention of the middle; None attends a frame."""
+    mid_attention: Attention | None = None
+    """Of the middle; None attends a frame."""
     attention_levels: Sequence[int] = ()
     """Levels whose every block is followed by an attention of each frame."""
     conv: Convolution | Sequence[Convolution] = CausalConv3d
@@ -74,9 +75,9 @@ class Plan:
 
     def middle(self) -> MidBlock:
         """The middle, at the last level's width."""
-        channels, norm = self.widths[-1], self.norm_of(self.mid_kind)
-        attention = self.mid_attention(channels) if self.mid_attention else FrameAttention(channels, norm)
-        return MidBlock(channels, self.mid_kind, norm, attention, self.conv_of(-1))
+        norm = self.norm_of(self.mid_kind)
+        attention = self.mid_attention or partial(FrameAttention, norm=norm)
+        return MidBlock(self.widths[-1], self.mid_kind, norm, attention, self.conv_of(-1))
 
 
 class Encoder(Checkpointed):
@@ -123,11 +124,11 @@ class Decoder(Checkpointed):
         self.post_quant_conv = CausalConv3d(z, z, POINT) if post_quant else nn.Identity()
         self.conv_in = plan.conv_of(-1)(z, widths[-1], begin)
         self.mid = plan.middle()
-        self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
-        for i in reversed(range(len(widths))):
-            self.levels.append(plan.level(i, widths[min(i + 1, len(widths) - 1)], plan.blocks + 1))
-            if i:
-                self.ups.append(up(i, widths[i]))
+        last = len(widths) - 1
+        self.levels = nn.ModuleList(
+            plan.level(i, widths[min(i + 1, last)], plan.blocks + 1) for i in range(last, -1, -1)
+        )
+        self.ups = nn.ModuleList(up(i, widths[i]) for i in range(last, 0, -1))
         self.norm_out = plan.norm_of("3d")(widths[0])
         self.conv_out = plan.conv_of(0)(widths[0], 3, plan.end)
 

@@ -125,7 +125,9 @@ def test_receptive_fields_in_time():
     x = video(9)
     assert changed_frames(ResBlock(8, 8, kind="2d", norm=FRAMEWISE).double(), x, 2) == {2}
     assert changed_frames(ResBlock(8, 8, kind="3d", norm=FRAMEWISE).double(), x, 2) == {2, 3, 4, 5, 6}
-    assert changed_frames(MidBlock(8, "3d", FRAMEWISE, FrameAttention(8, FRAMEWISE)).double(), x, 2) == set(range(2, 9))
+    assert changed_frames(MidBlock(8, "3d", FRAMEWISE, partial(FrameAttention, norm=FRAMEWISE)).double(), x, 2) == set(
+        range(2, 9)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
