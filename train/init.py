@@ -65,7 +65,7 @@ def image_vae(spec: str) -> DiffusersVAE:
         raise UserError("source: expected an image VAE, e.g. source=FOLDER of an SD-VAE")
     model = vae.load(spec)
     if model.title != "AutoencoderKL":
-        raise UserError(f"source={spec}: a {model.title}, no image VAE; expected diffusers' AutoencoderKL, as SD-VAE is")
+        raise UserError(f"source={spec}: a {model.title}, no image VAE; expected diffusers' AutoencoderKL, like SD-VAE")
     return model
 
 
