@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvdm import config as configs
-from lvdm.errors import UserError, nearest
+from lvdm.errors import Unsound, UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ VERBS = {
     "train vae": Verb("train.vae", "train.configs:TrainVAE", "VAE stage 1: encoder and decoder reconstruct"),
     "train refine": Verb("train.refine", "train.configs:TrainRefine", "VAE stage 2: D2 renders twice the frame rate"),
     "train latents": Verb("train.latents", "train.configs:Latents", "encode a folder of videos to a latent store"),
+    "latents stats": Verb("sample.latents:stats_main", "sample.configs:StoreStats", "what a latent store holds"),
+    "latents verify": Verb("sample.latents:verify_main", "sample.configs:VerifyStore", "a latent store, byte by byte"),
+    "latents show": Verb("sample.latents:show_main", "sample.configs:ShowItem", "one item of a latent store, decoded"),
     "train dit": Verb("train.dit", "train.configs:TrainDiT", "the diffusion transformer, on a latent store"),
     "sample": Verb("sample.generate", "sample.configs:Generate", "draw new videos from a trained DiT"),
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
@@ -72,7 +75,8 @@ def program(
     describe: Callable[[Any], str] | None = None,
     plan: Callable[[Any], str] | None = None,
 ) -> int:
-    """The body of every program's `main(argv)`: parse, `--help`, `--dry-run`, run; a UserError is one line and 2.
+    """The body of every program's `main(argv)`: parse, `--help`, `--dry-run`, run. A UserError is one line and 2, what
+    a check found wrong is 1.
 
     `describe(config)` gives what `--dry-run` prints below the resolved config, `plan(config)` what `--plan` prints.
     """
@@ -93,6 +97,9 @@ def program(
         return 0
     except UserError as error:
         return _complain(error)
+    except Unsound as found:
+        print(found, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

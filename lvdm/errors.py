@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Unsound(Exception):
+    """What a check found wrong, a line each. The command line prints the lines and exits with 1."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for the closest of `names`, or "" when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

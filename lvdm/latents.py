@@ -231,7 +231,8 @@ class LatentWriter:
         mean, var = _moments(tensors["mean"], tensors["logvar"])
         for name, column in COLUMNS.items():
             tensors[name] = torch.tensor([record[name] for record in records], dtype=column)
-        _save(_shard_path(self.folder, shard), tensors, {"mean": mean.tolist(), "var": var.tolist()})
+        moments = {"mean": mean.tolist(), "var": var.tolist()}
+        _save(_shard_path(self.folder, shard), tensors, {**moments, "sha256": weights_hash(tensors)})
 
     def finish(self) -> Manifest:
         """Adds the statistics to the manifest and marks it complete. Raises UserError where shards are missing.
@@ -294,6 +295,20 @@ class LatentStore(torch.utils.data.Dataset):
         # A slice shares the storage of its whole shard, which a worker process would send along: copy.
         record = {name: shard.get_slice(name)[row].to(torch.float32, copy=True) for name in ("mean", "logvar")}
         return record | {name: shard.get_slice(name)[row].item() for name in COLUMNS}
+
+    def shard_bytes(self) -> list[int]:
+        """Size of every shard file on disk."""
+        return [_shard_path(self.folder, shard).stat().st_size for shard in range(self.manifest.shards)]
+
+    def damage(self, shard: int) -> str:
+        """Reads a whole shard; what is wrong with its content, or nothing."""
+        file = self._shards[shard]
+        expected = _metadata(file).get("sha256")
+        found = weights_hash({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118, it is no dict
+        if found == expected:
+            return ""
+        what = "its content is not what was written" if expected else "it was written without a checksum"
+        return f"{_shard_path(self.folder, shard)}: {what}; delete it and {AGAIN}"
 
     def require(self, **asked: Any) -> None:
         """Raises UserError unless these fields of the manifest are as asked, e.g. `vae_sha256=..., num_frames=17`."""

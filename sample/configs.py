@@ -204,3 +204,42 @@ class DescribeVAE:
 
     def __post_init__(self) -> None:
         at_least(self, frames=1, size=1)
+
+
+@dataclass
+class StoreStats:
+    """What a latent store holds: items, sizes, classes, and mean and standard deviation of every channel."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("store",)
+
+    store: str = ""
+    """Folder of the store (lvdm train latents)."""
+
+
+@dataclass
+class VerifyStore:
+    """Read a latent store whole and compare it with the checksums written with it; exit code 1 where it differs."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("store",)
+
+    store: str = ""
+    """Folder of the store."""
+
+
+@dataclass
+class ShowItem:
+    """Decode one item of a latent store, to look at it: an mp4, or a png of an image."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("store",)
+
+    store: str = ""
+    """Folder of the store."""
+    vae: str = ""
+    """The VAE of its latents: a run, export, official checkpoint or hub id."""
+    item: int = 0
+    """Which one, from 0."""
+    out: str = ""
+    """File to write; empty is <store>-<item>.mp4 or .png in the working folder."""
+
+    def __post_init__(self) -> None:
+        at_least(self, item=0)

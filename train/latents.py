@@ -36,8 +36,8 @@ def run(config: Latents) -> Path:
     with accelerator.main_process_first():  # which fills the cache of indexes
         index = index_of(config)
     folder.bind(videos=index.hash())
-    if folder.finished:
-        LatentStore(folder.path).require(vae_sha256=model.latent_sha256())  # its run may have been trained anew
+    if folder.finished and (store := there(folder.path)):
+        store.require(vae_sha256=model.latent_sha256())  # its run may have been trained anew
         accelerators.close(accelerator)
         return folder.path
     clips, windows = choose(config, index)
@@ -61,6 +61,14 @@ def run(config: Latents) -> Path:
         folder.finish(items=len(windows))
     accelerators.close(accelerator)
     return folder.path
+
+
+def there(folder: Path) -> LatentStore | None:
+    """The store of a finished run; None where a shard is gone or damaged since, and has to be written again."""
+    try:
+        return LatentStore(folder)
+    except UserError:
+        return None
 
 
 def encoder(config: Latents) -> VideoVAE:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lvdm.data.index import Index, IndexRow
 from lvdm.data.reader import Unreadable, iter_frames, read_frames
@@ -17,12 +18,16 @@ from lvdm.rng import generator, item_at
 
 logger = logging.getLogger(__name__)
 
+FPS_TOLERANCE = 0.005  # 29.97 frames a second are 30, and every second of them 15
+
 
 @dataclass(frozen=True)
 class ClipPolicy:
     """How clips are cut. The last `holdout` part of every shot is the validation split, the rest the training split.
 
     A clip has `frames` frames, every `stride`-th of the video, of `size` x `size` pixels; `flip` mirrors half of them.
+    `fps` > 0 asks for a rate instead of a stride, which must then be exact. Shots too short for a clip are left out
+    (`short="drop"`), begin again ("loop") or run back and forth ("reflect"). `across_cuts` takes a video for one shot.
     """
 
     frames: int
@@ -32,6 +37,9 @@ class ClipPolicy:
     flip: bool = False
     split: Literal["train", "val", "all"] = "train"
     holdout: float = 0.2
+    fps: float = 0.0
+    short: Literal["drop", "loop", "reflect"] = "drop"
+    across_cuts: bool = False
 
     def __post_init__(self):
         if self.frames < 1 or self.stride < 1:
@@ -45,19 +53,61 @@ class ClipPolicy:
             raise UserError(f"split: {self.split!r} is none of train, val, all")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout: {self.holdout} is not a share from 0 to below 1")
+        if self.short not in ("drop", "loop", "reflect"):
+            raise UserError(f"short: {self.short!r} is none of drop, loop, reflect")
+        if self.fps < 0:
+            raise UserError(f"fps: {self.fps} is no frame rate; 0 takes every stride-th frame")
 
-    @property
-    def span(self) -> int:
+    def stride_of(self, row: IndexRow) -> int:
+        """Every how many frames of `row` one is taken; a UserError where its rate makes no whole stride for `fps`."""
+        if not self.fps:
+            return self.stride
+        ratio = row.fps / self.fps
+        if abs(ratio - round(ratio)) > FPS_TOLERANCE * ratio or ratio < 1 - FPS_TOLERANCE:
+            low = max(1, math.floor(ratio))
+            exact = " or ".join(f"{row.fps / k:.4g}" for k in (low, low + 1))
+            raise UserError(
+                f"fps={self.fps:g}: {row.path} has {row.fps:.4g} frames a second, every {ratio:.2f}th would be taken;"
+                f" exact are {exact}, or set stride and fps=0"
+            )
+        return round(ratio)
+
+    def span(self, row: IndexRow) -> int:
         """Frames of the video from the first to the last of a clip, both counted."""
-        return (self.frames - 1) * self.stride + 1
+        return (self.frames - 1) * self.stride_of(row) + 1
 
     def segments(self, row: IndexRow) -> list[tuple[int, int]]:
         """The part of each shot of `row` that is in the split, as (start, end) in frames, end excluded."""
-        segments = []
-        for start, end in row.shots():
+        segments, shots = [], row.shots()
+        for start, end in [(shots[0][0], shots[-1][1])] if self.across_cuts else shots:
             border = end - round((end - start) * self.holdout)
             segments.append({"train": (start, border), "val": (border, end), "all": (start, end)}[self.split])
         return segments
+
+    def starts(self, row: IndexRow) -> list[Tensor]:
+        """All first frames that a clip of `row` can have, a segment; a shot that is too short has its own first one,
+        or none."""
+        span, starts = self.span(row), []
+        for start, end in self.segments(row):
+            if end - start >= span:
+                starts.append(torch.arange(start, end - span + 1))
+            elif end > start and self.short != "drop":
+                starts.append(torch.tensor([start]))
+        return starts
+
+    def places(self, row: IndexRow, start: int) -> list[int]:
+        """The frames of the clip of `row` that begins at `start`."""
+        end = next(end for a, end in self.segments(row) if a <= start < end)
+        length, stride = end - start, self.stride_of(row)
+        steps = [i * stride for i in range(self.frames)]
+        if self.short == "loop":
+            steps = [step % length for step in steps]
+        elif self.short == "reflect" and length > 1:
+            turns = (step % (2 * length - 2) for step in steps)
+            steps = [min(turn, 2 * length - 2 - turn) for turn in turns]
+        elif self.short == "reflect":
+            steps = [0 for _ in steps]
+        return [start + step for step in steps]
 
 
 class Window(NamedTuple):
@@ -69,21 +119,24 @@ class Window(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What is too short for a clip: shots, and videos of which no shot is long enough."""
+    """What is too short for a clip: shots, videos of which no shot is long enough, and of the shots those that are
+    taken all the same, by `short`."""
 
     shots: int
     videos: int
+    stretched: int = 0
 
 
 @dataclass
 class Clip:
-    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from."""
+    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from, at which rate."""
 
-    video: torch.Tensor
+    video: Tensor
     label: int
     source: str
     start: int
     flip: bool
+    fps: float
 
 
 class Clips:
@@ -96,27 +149,30 @@ class Clips:
     def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0):
         self.index, self.policy, self.seed = index, policy, seed
         self.rows: list[IndexRow] = []
-        self._starts: list[torch.Tensor] = []  # all valid first frames, a row
-        short, longest, span = 0, 0, policy.span
+        self._starts: list[Tensor] = []  # all valid first frames, a row
+        short = stretched = longest = 0
         for row in index.ok:
-            segments = policy.segments(row)
-            longest = max([longest, *(end - start for start, end in segments)])
-            starts = [torch.arange(start, end - span + 1) for start, end in segments if end - start >= span]
-            short += len(segments) - len(starts)
+            lengths = [end - start for start, end in policy.segments(row)]
+            span, starts = policy.span(row), policy.starts(row)
+            longest = max([longest, *lengths])
+            short += sum(length < span for length in lengths)
+            stretched += sum(0 < length < span for length in lengths) if policy.short != "drop" else 0
             if starts:
                 self.rows.append(row)
                 self._starts.append(torch.cat(starts))
-        self.skipped = Skipped(short, len(index.ok) - len(self.rows))
+        self.skipped = Skipped(short, len(index.ok) - len(self.rows), stretched)
         if not self.rows and policy.split == "val" and not policy.holdout:
             raise UserError(f"{index.root}: split=val, but nothing is held out: set holdout=0.2, or split=all")
         if not self.rows:
+            how = f"at {policy.fps:g} fps" if policy.fps else f"at stride {policy.stride}"
             raise UserError(
-                f"{index.root}: no shot is long enough: {policy.frames} frames at stride {policy.stride} need "
-                f"{span} consecutive frames in the {policy.split} split, the longest shot there has {longest}"
+                f"{index.root}: no shot is long enough: {policy.frames} frames {how} need "
+                f"{min(map(policy.span, index.ok))} consecutive frames in the {policy.split} split, the longest shot"
+                f" there has {longest}; fewer frames, a smaller stride, or short=loop"
             )
         self._class_of = {name: number for number, name in enumerate(index.classes)}
         needed = sum(row.frames * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
-        self._cache: dict[int, torch.Tensor] | None = {} if needed <= cache_gib * 2**30 else None
+        self._cache: dict[int, Tensor] | None = {} if needed <= cache_gib * 2**30 else None
         self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
@@ -124,13 +180,17 @@ class Clips:
 
     def say_skipped(self) -> "Clips":
         """Tells on stderr how many shots and videos are too short for a clip, if any are; returns itself."""
-        if self.skipped.shots:
-            p = self.policy
+        p, left = self.policy, self.skipped.shots - self.skipped.stretched
+        clip = f"{p.frames} frames at {f'{p.fps:g} fps' if p.fps else f'stride {p.stride}'}"
+        if left:
+            videos = self.skipped.videos
             print(
-                f"{p.split}: {self.skipped.shots} shots and {self.skipped.videos} whole videos are too short for "
-                f"{p.frames} frames at stride {p.stride} and left out",
+                f"{p.split}: {left} shots and {videos} whole videos are too short for {clip} and left out",
                 file=sys.stderr,
             )
+        if self.skipped.stretched:
+            how = {"loop": "begin again", "reflect": "run back and forth"}[p.short]
+            print(f"{p.split}: {self.skipped.stretched} shots are too short for {clip} and {how}", file=sys.stderr)
         return self
 
     def at(self, sample_index: int) -> Clip:
@@ -158,13 +218,14 @@ class Clips:
     def grid(self, per_video: int) -> list[Window]:
         """`per_video` evenly spaced windows of each video (all of them where there are fewer), none of them mirrored;
         0 asks for every window that overlaps no other, from the start of each shot. The same for every seed."""
-        span, windows = self.policy.span, []
+        windows = []
         for row_index, (row, valid) in enumerate(zip(self.rows, self._starts, strict=True)):
+            span = self.policy.span(row)
             if per_video:
                 middles = (torch.arange(per_video) + 0.5) / per_video
                 starts = valid[(middles * len(valid)).long()].unique().tolist()
             else:
-                starts = [s for a, b in self.policy.segments(row) for s in range(a, b - span + 1, span)]
+                starts = [s for part in self.policy.starts(row) for s in part[::span].tolist()]
             windows.extend(Window(row_index, start) for start in starts)
         return windows
 
@@ -175,14 +236,14 @@ class Clips:
     def _read(self, window: Window, top: float, left: float) -> Clip:
         """`top` and `left` place the crop: 0 to 1 over all places it can have, 0.5 is the centre."""
         row, size = self.rows[window.row_index], self.policy.size
-        indices = range(window.start, window.start + self.policy.span, self.policy.stride)
-        frames = self._frames(window.row_index, indices)
+        frames = self._frames(window.row_index, self.policy.places(row, window.start))
         y, x = (int(part * (room - size + 1)) for part, room in zip((top, left), frames.shape[-2:], strict=True))
         video = frames[:, :, y : y + size, x : x + size].transpose(0, 1)
         video = (video.flip(-1) if window.flip else video).contiguous()
-        return Clip(video, self._class_of.get(row.label, -1), row.path, window.start, window.flip)
+        fps = row.fps / self.policy.stride_of(row)
+        return Clip(video, self._class_of.get(row.label, -1), row.path, window.start, window.flip, fps)
 
-    def _frames(self, row_index: int, indices: range) -> torch.Tensor:
+    def _frames(self, row_index: int, indices: list[int]) -> Tensor:
         """Frames of a row, resized but not cropped: uint8 (T, 3, H, W)."""
         row = self.rows[row_index]
         path = self.index.root / row.path
@@ -194,10 +255,10 @@ class Clips:
             if len(small) < row.frames:
                 raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.frames}")
             self._cache[row_index] = small
-        return self._cache[row_index][indices.start : indices.stop : indices.step]
+        return self._cache[row_index][indices]
 
 
-def resize(frames: torch.Tensor, size: int) -> torch.Tensor:
+def resize(frames: Tensor, size: int) -> Tensor:
     """Antialiased bilinear, the short side to `size`, frame by frame: uint8 (T, H, W, 3) -> uint8 (T, 3, h, w)."""
     shape = _fit(*frames.shape[1:3], size)
     return F.interpolate(frames.permute(0, 3, 1, 2), shape, mode="bilinear", antialias=True)

@@ -1,5 +1,6 @@
 """Clips: properties of every policy on made-up indices, and the pixels on real ones."""
 
+import itertools
 import logging
 import shutil
 from collections import Counter
@@ -64,7 +65,7 @@ def test_clips_stay_in_their_shot_and_split(index, policy, seed, sample):
         clips = _Numbered(index, policy, seed)
     except UserError:
         lengths = [b - a for row in index.rows for a, b in policy.segments(row)]
-        assert max(lengths) < policy.span
+        assert max(lengths) < policy.span(index.rows[0])
         return
     segments = {row.path: policy.segments(row) for row in index.rows}
     windows = [clips.read(w) for k in (0, 1, 3) for w in clips.grid(k)]
@@ -103,10 +104,77 @@ def test_windows_are_drawn_uniformly_and_videos_equally():
     assert len(clips.grid(5)) == 5 + 1
 
 
+@settings(max_examples=150, deadline=None)
+@given(indices(), policies, st.sampled_from(["loop", "reflect"]), st.integers(0, 1000))
+def test_short_shots_are_stretched_inside_themselves(index, policy, short, sample):
+    policy = replace(policy, short=short)
+    try:
+        clips = _Numbered(index, policy, 0)
+    except UserError:
+        assert not any(b > a for row in index.rows for a, b in policy.segments(row))
+        return
+    long = [clips.read(w) for k in (0, 1, 3) for w in clips.grid(k)]
+    for clip in [clips.at(sample), *long]:
+        row = next(row for row in index.rows if row.path == clip.source)
+        a, b = next((a, b) for a, b in policy.segments(row) if a <= clip.start < b)
+        numbers = _of(clip)
+        assert numbers[0] == clip.start and all(a <= n < b for n in numbers)
+        steps = {abs(y - x) for x, y in itertools.pairwise(numbers)}
+        if clip.start + (policy.frames - 1) * policy.stride < b:
+            assert steps <= {policy.stride}
+        else:
+            assert clip.start == a  # the whole shot, from its beginning
+        if short == "reflect" and b - clip.start > policy.stride:
+            assert max(steps, default=0) <= policy.stride  # it turns round, and jumps nowhere
+
+
+def test_loop_and_reflect_by_hand():
+    row = IndexRow("a.mp4", None, 4, 25.0, 64, 48)
+    places = {short: ClipPolicy(9, 1, 16, split="all", short=short).places(row, 0) for short in ("loop", "reflect")}
+    assert places == {"loop": [0, 1, 2, 3, 0, 1, 2, 3, 0], "reflect": [0, 1, 2, 3, 2, 1, 0, 1, 2]}
+    assert ClipPolicy(3, 2, 16, split="all", short="reflect").places(replace(row, frames=1), 0) == [0, 0, 0]
+
+
+def test_across_cuts_a_video_is_one_shot(capsys):
+    row = IndexRow("a.mp4", None, 30, 25.0, 64, 48, cuts=[12])
+    index = Index(Path("nowhere"), "none", [row])
+    with pytest.raises(UserError, match=r"need 25 .* the longest shot there has 18; .* short=loop"):
+        _Numbered(index, ClipPolicy(25, 1, 16, split="all"), 0)
+    clips = _Numbered(index, ClipPolicy(25, 1, 16, split="all", across_cuts=True), 0)
+    assert {clips.at(i).start for i in range(60)} == set(range(6)) and clips.skipped == (0, 0, 0)
+    stretched = _Numbered(index, ClipPolicy(25, 1, 16, split="all", short="loop"), 0).say_skipped()
+    assert stretched.skipped == (2, 0, 2) and "2 shots are too short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "stride"), [(30.0, 15.0, 2), (29.97, 15.0, 2), (24.0, 8.0, 3), (25.0, 25.0, 1), (59.94, 30.0, 2)]
+)
+def test_a_rate_is_an_exact_stride(rate, fps, stride):
+    row = IndexRow("a.mp4", None, 90, rate, 64, 48)
+    clips = _Numbered(Index(Path("nowhere"), "none", [row]), ClipPolicy(5, 1, 16, fps=fps, split="all"), 0)
+    clip = clips.at(0)
+    assert _of(clip) == [clip.start + stride * i for i in range(5)] and clip.fps == rate / stride
+
+
+@pytest.mark.parametrize(("rate", "fps", "exact"), [(25.0, 10.0, "12.5 or 8.333"), (24.0, 30.0, "24 or 12")])
+def test_a_rate_between_strides_is_refused_with_those_next_to_it(rate, fps, exact):
+    row = IndexRow("a.mp4", None, 90, rate, 64, 48)
+    with pytest.raises(UserError, match=rf"fps={fps:g}: a\.mp4 has {rate:g} .* exact are {exact}"):
+        Clips(Index(Path("nowhere"), "none", [row]), ClipPolicy(5, 1, 16, fps=fps), 0)
+
+
 def test_policy_says_what_is_wrong():
     with pytest.raises(UserError, match="nearest sizes are 96 and 104"):
         ClipPolicy(9, 1, 100)
-    for wrong in ({"frames": 0}, {"stride": 0}, {"crop": "middle"}, {"split": "test"}, {"holdout": 1.0}):
+    for wrong in (
+        {"frames": 0},
+        {"stride": 0},
+        {"crop": "middle"},
+        {"split": "test"},
+        {"holdout": 1.0},
+        {"short": "cut"},
+        {"fps": -1},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             ClipPolicy(**{"frames": 9, "stride": 1, "size": 64, **wrong})
 
@@ -114,7 +182,7 @@ def test_policy_says_what_is_wrong():
 def test_too_short(index):
     clips = Clips(index, ClipPolicy(33, 3, 64), seed=0)
     assert len(clips) == 1 and clips.rows[0].path == "bigbuckbunny.mp4"
-    assert clips.skipped == (7, 2)
+    assert clips.skipped == (7, 2, 0)
     with pytest.raises(UserError, match=r"need 193 consecutive frames in the train split, the longest .* has 106"):
         Clips(index, ClipPolicy(65, 3, 64), seed=0)
 
