@@ -159,7 +159,7 @@ def pretrained(cls: Any, spec: str, folder: str, **where: Any) -> Any:
         model, report = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **where)
     except (OSError, ValueError, RuntimeError) as error:
         first = " ".join(str(error).split()).split(". If you want")[0][:300]  # diffusers goes on with advice
-        raise UserError(f"{spec}: cannot load a {cls.__name__}: {first}") from None
+        raise UserError(f"{spec}: cannot load {cls.__name__}: {first}") from None
     wrong = [*report["missing_keys"], *report["unexpected_keys"]]
     if wrong:
         raise UserError(f"{spec}: the weights are of another architecture than its config.json, e.g. {wrong[:3]}")

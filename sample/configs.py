@@ -52,7 +52,7 @@ class Generate:
 
 @dataclass
 class Render(Tiles):
-    """Latent files to mp4: by D1, or with refine=true at twice the frame rate by D2. Long ones cost no memory.
+    """Latent files to mp4: by D1, or with refine=true at twice the frame rate by D2, piece by piece.
 
     Latent files are what lvdm sample keeps in latents/, and lvdm train latents writes of one video.
     """

@@ -34,7 +34,8 @@ def run(config: Reconstruct) -> Path:
     require_refiner(model, config.refine, config.vae)
     model.enable_tiling(config.tile, frames=config.tile_frames)
     count = min(info.frames, config.max_frames or info.frames)
-    approximate(model, count, config.tile_frames)
+    if note := model.approximation(count):
+        print(note)
     scores: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": [], "LPIPS": []}
     lpips = LPIPS("alex").to(model.device)
 
@@ -65,7 +66,7 @@ def output(config: Reconstruct) -> Path:
     suffix = ".png" if video.suffix.lower() in IMAGES else ".mp4"
     path = Path(config.out or f"{video.stem}-reconstructed{suffix}")
     if path.suffix not in {suffix, ".mp4"} or path.is_dir() or (path.exists() and path.samefile(video)):
-        raise UserError(f"out={path}: expected the name of an {suffix} file to write, other than the video's")
+        raise UserError(f"out={path}: expected the name of a file ending in {suffix}, other than the video's")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,15 +74,7 @@ def output(config: Reconstruct) -> Path:
     return path
 
 
-def approximate(model: VideoVAE, count: int, frames: int) -> None:
-    """Says so where a video is too long for a model that does not stream exactly."""
-    if not model.spec.exact_streaming and 0 < frames < count:
-        print(
-            f"{model.title} does not stream exactly ({model.spec.inexact}): {frames} frames at a time, an"
-            " approximation; tile_frames=0 takes the whole video at once"
-        )
-
-
+@torch.no_grad()
 def reconstruct(
     model: VideoVAE, video: Iterable[Tensor], count: int, refine: bool, at_a_time: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,13 +108,12 @@ def reconstruct(
         rendered = model.stream_decode(latents, refine=refine)
     else:
         rendered = (whole(model, part, refine) for part in _runs(shown(), 0))
-    with torch.no_grad():
-        for y in rendered:
-            x = torch.cat(seen, 2)
-            ready = min(x.shape[2], y.shape[2])
-            height, width = x.shape[-2:]
-            yield x[:, :, :ready], y[:, :, :ready, :height, :width].clamp(-1, 1)
-            seen[:] = [x[:, :, ready:]]
+    for y in rendered:
+        x = torch.cat(seen, 2)
+        ready = min(x.shape[2], y.shape[2])
+        height, width = x.shape[-2:]
+        yield x[:, :, :ready], y[:, :, :ready, :height, :width].clamp(-1, 1)
+        seen[:] = [x[:, :, ready:]]
 
 
 def whole(model: VideoVAE, x: Tensor, refine: bool) -> Tensor:

@@ -28,7 +28,10 @@ def run(config: Render) -> Path:
     model.enable_tiling(config.tile, frames=config.tile_frames)
     missing = [file for file in files if not (folder.path / f"{file.stem}.mp4").exists()]
     with bar("render", len(missing)) as progress:
-        for file, latent in zip(missing, load_all(model, missing, config.vae), strict=True):
+        latents = load_all(model, missing, config.vae)
+        if note := max((model.approximation(latent.num_frames) for latent in latents), key=len, default=""):
+            print(note)
+        for file, latent in zip(missing, latents, strict=True):
             render(model, latent, folder.path / f"{file.stem}.mp4", config.refine)
             progress.advance()
     print(f"{folder.path}: {len(missing)} videos rendered, {len(files) - len(missing)} were there already")
@@ -37,13 +40,13 @@ def run(config: Render) -> Path:
 
 @torch.no_grad()
 def frames(model: VideoVAE, latent: Tensor, num_frames: int, refine: bool = False) -> Iterator[Tensor]:
-    """Rendered frames (B, 3, t, H, W) of latents (B, z, t, h, w), piece by piece where the model streams exactly.
+    """Rendered frames (B, 3, t, H, W) of latents (B, z, t, h, w), piece by piece where the model streams.
 
     `num_frames` counts the frames behind the latents; `refine` renders 2 * num_frames - 1.
     """
     wanted = 2 * num_frames - 1 if refine else num_frames
     latent = latent.to(model.device, model.dtype)
-    if model.spec.exact_streaming:
+    if model.streams:
         yield from model.stream_decode([latent], refine=refine, num_frames=wanted)
     else:
         yield (model.refine if refine else model.decode)(latent, num_frames=wanted).sample

@@ -3,6 +3,7 @@
 Every threshold is counted in samples (clips seen), so that a recipe means the same at any batch size.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -203,7 +204,7 @@ class TrainVAE(Rendering, Training, Videos):
     title: ClassVar[str] = "VAE, stage 1"
 
     model: str = "univae"
-    """Name in the registry: univae or odvae."""
+    """Name in the registry: any continuous one of lvdm vae list, or diffusers:CLASS."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Options of the model, e.g. model_args.width=32."""
     init: str = ""
@@ -232,6 +233,9 @@ class TrainRefine(Rendering, Training, Videos):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "inject", ("add", "gate", "replace", "blend", "none"))
+
+
+OF_STORES = ("per_video", "split", "holdout", "flip", "dtype", "shard_size")
 
 
 @dataclass
@@ -283,7 +287,11 @@ class Latents(Tiles, Videos):
         choice(self, "split", ("train", "val", "all"))
         choice(self, "precision", PRECISIONS)
         choice(self, "dtype", ("float32", "bfloat16"))
-        if not self.one_file:
+        if self.one_file:
+            for field_ in dataclasses.fields(self):
+                if field_.name in OF_STORES and getattr(self, field_.name) != field_.default:
+                    raise UserError(f"{field_.name}: is of a store; out={self.out} names one file")
+        else:
             self.frames, self.size, self.stride = self.frames or 17, self.size or 256, self.stride or 3
         at_least(self, per_video=0, batch=1, shard_size=1)
         for key in ("frames", "size", "stride"):

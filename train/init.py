@@ -21,7 +21,7 @@ from vae.adapter import DiffusersVAE
 from vae.base import VideoVAE
 from vae.blocks import norm_groups
 from vae.cvvae import CVVAE
-from vae.inflate import inflate
+from vae.inflation import inflate
 
 SIZE = 64
 """Height and width of the image that both VAEs see."""
@@ -65,7 +65,9 @@ def image_vae(spec: str) -> DiffusersVAE:
         raise UserError("source: expected an image VAE, e.g. source=FOLDER of an SD-VAE")
     model = vae.load(spec)
     if model.title != "AutoencoderKL":
-        raise UserError(f"source={spec}: a {model.title}, no image VAE; expected diffusers' AutoencoderKL, like SD-VAE")
+        raise UserError(
+            f"source={spec}: {model.title}, which is no image VAE; expected diffusers' AutoencoderKL, like SD-VAE"
+        )
     return model
 
 
@@ -128,7 +130,7 @@ def reasons(model: VideoVAE, source: DiffusersVAE, mode: str) -> list[str]:
     if mode in ("tail", "average") and (c.get("conv") == "group" or isinstance(model, CVVAE)):
         found.append("its convolutions see zeros after the last frame (mode=center does not)")
     if isinstance(model, CVVAE):
-        found.append("its decoder attends over time")
+        found.append("its norms have another eps, its decoder attends over time")
     return found
 
 

@@ -41,6 +41,8 @@ def run(config: Latents) -> Path:
         accelerators.close(accelerator)
         return folder.path
     clips, windows = choose(config, index)
+    if (note := model.approximation(config.frames)) and accelerator.is_main_process:
+        print(note)
     writer = LatentWriter(config.out, manifest(config, model, clips, windows))
     missing = writer.missing()
     accelerator.wait_for_everyone()
@@ -91,6 +93,8 @@ def encode_file(config: Latents) -> Path:
     source = min(info.frames, config.frames * stride) if config.frames else info.frames
     count, size = -(-source // stride), None
     latents: list[torch.Tensor] = []
+    if note := model.approximation(count):
+        print(note)
 
     def pieces() -> Iterator[torch.Tensor]:
         nonlocal size

@@ -54,7 +54,7 @@ def run(config: TrainRefine) -> Path:
 def with_refiner(config: TrainRefine, model: VideoVAE) -> VideoVAE:
     """The model of stage 1 with a new D2 that starts as `config.init` says."""
     if not hasattr(model, "add_refiner"):
-        raise UserError(f"vae={config.vae}: a {model.title} cannot have a refinement decoder; give a UniVAE")
+        raise UserError(f"vae={config.vae}: {model.title} cannot have a refinement decoder; give a UniVAE")
     if config.init in ("d1", "fresh"):
         return model.add_refiner(config.init, config.inject)
     start = vae.load(config.init)

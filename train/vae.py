@@ -160,7 +160,7 @@ def build_model(config: TrainVAE) -> VideoVAE:
     if config.init:
         start = vae.load(config.init)
         if type(start) is not type(model):
-            raise UserError(f"init={config.init}: a {start.title}, and model={config.model} is a {model.title}")
+            raise UserError(f"init={config.init}: holds {start.title}, and model={config.model} is {model.title}")
         weights = {k: v for k, v in start.state_dict().items() if not k.startswith("refiner.")}
         load_weights(model, weights, f"init={config.init}")
     return model
@@ -171,7 +171,8 @@ def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) 
     model.require_posterior(f"model={getattr(config, 'model', model.title)}")
     rule = replace(model.spec, time_factor=rate * model.spec.time_factor)
     for i, phase in enumerate(config.phases):
-        rule.check_frames(phase.frames, f"phases[{i}].frames")
+        if rule.first_frames == 1:  # the others pad in a way of their own, images included
+            rule.check_frames(phase.frames, f"phases[{i}].frames")
         rule.check_square(phase.size, f"phases[{i}].size")
 
 

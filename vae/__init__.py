@@ -1,5 +1,6 @@
 """Video autoencoders: `vae.names()`, `vae.build(name, **options)`, `vae.load(spec)`. Imports no torch itself."""
 
+from importlib import import_module
 from typing import Any
 
 from lvdm.registry import Registry
@@ -62,6 +63,11 @@ def build(name: str, **overrides: Any) -> Any:
     "diffusers:CLASS" is any autoencoder of diffusers that `vae.adapter` knows, built with its own arguments.
     """
     return registry.build(name, **overrides)
+
+
+def inflate(model: Any, image: Any, mode: str = "tail") -> Any:
+    """Gives `model` the weights of an image VAE's state dict, in place (see `vae.inflation`)."""
+    return import_module("vae.inflation").inflate(model, image, mode)
 
 
 def load(spec: str) -> Any:

@@ -23,7 +23,7 @@ from lvdm.errors import UserError, nearest
 from lvdm.registry import class_name, pretrained
 from vae.base import VideoVAE
 from vae.blocks import StreamState, batch_to_frames, frames_to_batch
-from vae.odvae import check_counts
+from vae.options import check_counts
 from vae.spec import VAESpec
 
 PREFIX = "diffusers:"
@@ -213,7 +213,14 @@ class DiffusersVAE(VideoVAE):
     ):
         super().__init__()
         check_counts(self.options, "frame_batch")
-        self.inner = class_of(kind)(**(arguments or {}))
+        cls = class_of(kind)
+        try:
+            self.inner = cls(**(arguments or {}))
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            if "unexpected keyword" in str(error) or "required" in str(error):
+                raise
+            first = " ".join(str(error).split())[:200]
+            raise UserError(f"arguments={arguments}: make no {kind} of diffusers: {first}") from None
 
     @classmethod
     def wrap(cls, inner: ModelMixin) -> "DiffusersVAE":

@@ -57,11 +57,8 @@ class VideoVAE(ModelMixin, ConfigMixin):
         raise TypeError(f"{type(self).__name__} gives no decoder")
 
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        """(B, z, t, h, w) -> (B, 3, 2T - 1, H, W)."""
-        raise UserError(
-            f"this {self.title} has no refinement decoder: give a UniVAE after stage 2 (lvdm train refine),"
-            " or render without refine"
-        )
+        """(B, z, t, h, w) -> (B, 3, 2T - 1, H, W), where `spec.refines`."""
+        raise TypeError(f"{type(self).__name__} gives no refinement decoder")
 
     def _pad(self, x: Tensor, frames: int) -> Tensor:
         """A clip of `frames` frames: the last frame is repeated. With `_trim`, what a model does off its frame rule."""
@@ -100,6 +97,16 @@ class VideoVAE(ModelMixin, ConfigMixin):
         }
         return FrozenDict({**asked, **self._internal_dict})
 
+    def approximation(self, frames: int) -> str:
+        """What to tell of a video of `frames` frames that is longer than the runs of `enable_tiling`, where those are
+        not exact; else nothing."""
+        if self.spec.exact_streaming or self.spec.discrete or not (self._tiling and 0 < self._tiling.frames < frames):
+            return ""
+        return (
+            f"{self.title} does not stream exactly ({self.spec.inexact}): {frames} frames go {self._tiling.frames} at a"
+            " time, an approximation; tile_frames=0 takes them at once"
+        )
+
     def require_posterior(self, name: str) -> None:
         """A UserError, beginning with `name`, for a model that quantises."""
         if self.spec.discrete:
@@ -126,11 +133,30 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def _clip(self, x: Tensor, pad: bool) -> Tensor:
         """Images or a clip as a clip of valid size and length."""
-        spec, video = self.spec, x.unsqueeze(2) if x.ndim == 4 else x
+        spec, video = self.spec, self._checked(x, 3, "encode", "a clip (B, 3, T, H, W) or images (B, 3, H, W)")
         spec.check_size(*x.shape[-2:])
         if not pad:
             spec.check_frames(video.shape[2])
         return self._pad(video, spec.valid_frames(video.shape[2]))
+
+    def _require_refiner(self) -> None:
+        if not self.spec.refines:
+            raise UserError(
+                f"this {self.title} has no refinement decoder: give a UniVAE after stage 2 (lvdm train refine),"
+                " or render without refine"
+            )
+
+    def _checked(self, x: Tensor, channels: int, what: str, expected: str, images: bool = True) -> Tensor:
+        """A clip, or images as clips of one frame; a UserError where the shape or dtype is neither's."""
+        if (
+            x.ndim not in ((4, 5) if images else (5,))
+            or x.shape[1] != channels
+            or not x.is_floating_point()
+            or not x.numel()
+        ):
+            found = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+            raise UserError(f"{what}: expected floats, {expected}, got {found}")
+        return x.unsqueeze(2) if x.ndim == 4 else x
 
     def decode(
         self,
@@ -147,6 +173,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def refine(self, z: Tensor, num_frames: int | None = None, return_dict: bool = True) -> DecoderOutput | tuple:
         """2T - 1 frames from the latents of T frames; `num_frames` trims, counted in rendered frames."""
+        self._require_refiner()
         return self._render(z, num_frames, True, return_dict)
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -170,8 +197,9 @@ class VideoVAE(ModelMixin, ConfigMixin):
         of the whole where the model streams exactly; the others need `enable_tiling(frames=...)`, see `streams`.
         The tail is right-replicated to the frame rule.
         """
-        self._require_stream("stream_encode")
-        for moments in self._moment_stream(chunks, chunk_frames):
+        self._require_stream("stream_encode", chunk_frames=chunk_frames)
+        checked = (self._checked(x, 3, "stream_encode", "chunks (B, 3, t, H, W)", images=False) for x in chunks)
+        for moments in self._moment_stream(checked, chunk_frames):
             yield Posterior(moments)
 
     @torch.no_grad()
@@ -182,9 +210,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
         At most `chunk_latents` latents are decoded at a time. `num_frames` trims the total, in rendered frames.
         """
-        self._require_stream("stream_decode")
-        left = num_frames
-        for frames in self._frame_stream(chunks, refine, chunk_latents):
+        self._require_stream("stream_decode", chunk_latents=chunk_latents)
+        if refine:
+            self._require_refiner()
+        z, left = self.spec.latent_channels, num_frames
+        expected = f"chunks of latents (B, {z}, t, h, w)"
+        checked = (self._checked(x, z, "stream_decode", expected, images=False) for x in chunks)
+        for frames in self._frame_stream(checked, refine, chunk_latents):
             if left is not None:
                 frames, left = frames[:, :, :left], left - frames.shape[2]
             if frames.shape[2]:
@@ -197,7 +229,10 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Whether `stream_encode` and `stream_decode` work: exactly, or in the runs of `enable_tiling`."""
         return self.spec.exact_streaming or bool(self._tiling and self._tiling.frames)
 
-    def _require_stream(self, name: str) -> None:
+    def _require_stream(self, name: str, **at_a_time: int) -> None:
+        for key, count in at_a_time.items():
+            if count < 1:
+                raise UserError(f"{name}: {key}={count}: expected at least 1")
         if not self.streams:
             raise UserError(
                 f"{name}: this {self.title} does not stream exactly ({self.spec.inexact}); use encode / decode"
@@ -263,7 +298,12 @@ class VideoVAE(ModelMixin, ConfigMixin):
         self._slicing = False
 
     def _render(self, z: Tensor, num_frames: int | None, refine: bool, return_dict: bool) -> DecoderOutput | tuple:
-        video = self._sliced(lambda part: self._whole_frames(part, refine), z.unsqueeze(2) if z.ndim == 4 else z)
+        channels = self.spec.latent_channels
+        what = "refine" if refine else "decode"
+        latents = self._checked(z, channels, what, f"latents (B, {channels}, t, h, w) or (B, {channels}, h, w)")
+        if num_frames is not None and num_frames < 1:
+            raise UserError(f"num_frames={num_frames}: expected at least 1, or None for all")
+        video = self._sliced(lambda part: self._whole_frames(part, refine), latents)
         video = self._trim(video, 1).squeeze(2) if z.ndim == 4 else self._trim(video, num_frames)
         return DecoderOutput(sample=video) if return_dict else (video,)
 

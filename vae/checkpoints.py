@@ -33,13 +33,16 @@ def family_of(keys: Iterable[str]) -> str | None:
 
 def explain(folder: str) -> str:
     """What the weights of an export folder look like, for an error about their not fitting its config; or nothing."""
+    own = _config(Path(folder)).get("_class_name")
     for file in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as weights:
                 name = name_of(weights.keys())
         except (SafetensorError, OSError):
             return ""
-        return f"; by their names the weights are of a {name}" if name else ""
+        if name and vae.registry.entry(name).target.endswith(f":{own}"):
+            return "; by their names the weights are of this family, with other options"
+        return f"; by their names the weights are those of {name}" if name else ""
     return ""
 
 
@@ -47,7 +50,7 @@ def name_of(keys: Iterable[str]) -> str | None:
     """The registered model whose weights are called so, whatever its size; None where none is near."""
 
     def pattern(keys: Iterable[str]) -> set[str]:
-        return {sub(r"\d+", "0", key) for key in keys if not key.startswith("refiner.")}
+        return {sub(r"(?<!branches)\.\d+", ".0", key) for key in keys if not key.startswith("refiner.")}
 
     wanted, best = pattern(keys), (0.8, None)
     for name in vae.names():
@@ -80,7 +83,7 @@ def convert(state: State, config: Options | None = None, origin: str = "these we
     if layout is None:
         found = f"keys such as {', '.join(list(state)[:2])} are" if state else "no tensors, so"
         own = name_of(names)
-        hint = f"; they are of our {own}: give the export folder, with its config.json" if own else ""
+        hint = f"; they are those of our {own}: give the export folder, with its config.json" if own else ""
         raise UserError(f"{origin}: {found} of no official checkpoint known here ({', '.join(_families())}){hint}")
     state = {name: state[key] for name, key in names.items()}
     try:

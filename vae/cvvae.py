@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vae.base import VideoVAE
 from vae.blocks import CUBE, CausalConv3d, CentredConv3d, FrameAttention, Norm, StreamState
-from vae.odvae import check_counts
+from vae.options import check_counts, check_mult
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
 
@@ -38,6 +38,7 @@ class CVVAE(VideoVAE):
     ):
         super().__init__()
         check_counts(self.options, "z", "width", "blocks")
+        check_mult(mult, levels=4)
         eps, kind = 1e-5, "half" if half_3d else "3d"
         plan = partial(Plan, [width * m for m in mult], blocks, (kind,) * 4, "clip", eps, kind)
         norm = partial(Norm, mode="frame", eps=eps)

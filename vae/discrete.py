@@ -25,6 +25,10 @@ class DiscreteVAE(VideoVAE):
     _supports_gradient_checkpointing = False
     codebook: Tensor
 
+    def train(self, mode: bool = True) -> "DiscreteVAE":
+        """Stays in eval mode: nothing here is trained, and batch norms would take up what they see."""
+        return super().train(False)
+
     def _quantise(self, h: Tensor) -> Tensor:
         """Features (B, c, t, h, w) -> codes (B, t, h, w)."""
         raise TypeError(f"{type(self).__name__} gives no quantiser")

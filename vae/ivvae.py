@@ -28,7 +28,7 @@ from vae.blocks import (
     batch_to_frames,
     frames_to_batch,
 )
-from vae.odvae import check_counts, check_mult
+from vae.options import check_counts, check_mult
 from vae.spec import VAESpec
 
 GROUPS = (4, 4, 2, 1)
@@ -301,4 +301,4 @@ def _check_options(options: Any) -> None:
     for key in ("z", "dim"):
         if options[key] % 2:
             raise UserError(f"{key}={options[key]}: expected an even number, e.g. {options[key] + 1}")
-    check_mult(options.mult)
+    check_mult(options.mult, levels=4)

@@ -206,10 +206,10 @@ def _of_sdvae(state: State, config: Options) -> Options:
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
-        "norm_num_groups": norm_groups(widths[0]),
+        "norm_num_groups": config.get("norm_num_groups", norm_groups(widths[0])),
         "use_quant_conv": "quant_conv.weight" in state,
         "use_post_quant_conv": "post_quant_conv.weight" in state,
-        **{key: config[key] for key in ("scaling_factor", "shift_factor") if key in config},
+        **{key: config[key] for key in ("scaling_factor", "shift_factor", "act_fn") if key in config},
     }
     return {"kind": "AutoencoderKL", "arguments": arguments}
 

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from lvdm.errors import UserError, nearest
+from lvdm.errors import UserError
 from vae.base import VideoVAE
 from vae.blocks import (
     CUBE,
@@ -21,6 +21,7 @@ from vae.blocks import (
     StreamState,
     Upsample,
 )
+from vae.options import check_choices, check_counts, check_mult
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
 
@@ -75,15 +76,19 @@ class ODFamily(VideoVAE):
     def _facts(self) -> dict[str, Any]:
         """The fields of `spec` that both have."""
         c = self.options
-        why = {"norm": "its norms take the statistics of the whole clip", "upsample": "its upsampling looks ahead"}
-        clip, ahead = c.norm == "clip", c.upsample == "trilinear"
-        reasons = [text for text, holds in zip(why.values(), (clip, ahead), strict=True) if holds]
-        hint = "; norm=frame and upsample=nearest are exact" if reasons else ""
+        reasons = {
+            "its norms take the statistics of the whole clip": c.norm == "clip",
+            "its upsampling looks ahead": c.upsample == "trilinear",
+            "its old attention mixes frames": c.get("attn_reshape") == "legacy",
+        }
+        why = " and ".join(text for text, holds in reasons.items() if holds)
+        others = "norm=frame and upsample=nearest" + (" and attn_reshape=frame" if "attn_reshape" in c else "")
+        hint = f"; {others} are exact" if why else ""
         return {
             "time_factor": 4,
             "space_factor": 8,
             "latent_channels": c.z,
-            "inexact": " and ".join(reasons) + hint,
+            "inexact": why + hint,
             "latent_mean": tuple(c.latent_mean or ()),
             "latent_std": tuple(c.latent_std or ()),
         }
@@ -163,30 +168,4 @@ def check_options(options: Any) -> None:
     allowed = {"norm": NORMS, "upsample": UPSAMPLES, "conv": CONVS, "attn_reshape": RESHAPES}
     check_choices(options, {key: names for key, names in allowed.items() if key in options})
     check_counts(options, "z", "width", "blocks")
-    check_mult(options.mult)
-
-
-def check_mult(mult: Any) -> None:
-    """A UserError unless `mult` is a multiplier a level."""
-    if not isinstance(mult, list | tuple) or len(mult) != 4 or not all(map(positive, mult)):
-        raise UserError(f"mult={mult}: expected four whole multipliers, one a level, e.g. [1, 2, 4, 4]")
-
-
-def check_choices(options: Any, allowed: dict[str, tuple[str, ...]]) -> None:
-    """A UserError where an option is none of its allowed names."""
-    for key, names in allowed.items():
-        if options[key] not in names:
-            value = options[key]
-            raise UserError(f"{key}={value!r}: expected one of {', '.join(names)}{nearest(str(value), names)}")
-
-
-def check_counts(options: Any, *keys: str) -> None:
-    """A UserError where one of `keys` is no whole number of at least 1."""
-    for key in keys:
-        if not positive(options[key]):
-            raise UserError(f"{key}={options[key]!r}: expected a whole number of at least 1")
-
-
-def positive(value: Any) -> bool:
-    """Whether it is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    check_mult(options.mult, levels=4)

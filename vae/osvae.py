@@ -21,7 +21,7 @@ from vae.blocks import (
     frames_to_batch,
     norm_groups,
 )
-from vae.odvae import check_counts
+from vae.options import check_counts, check_mult
 from vae.spec import VAESpec
 
 SCALE = 0.18215  # of the 2D latents, as published, although its weights are SDXL's (0.13025)
@@ -36,7 +36,8 @@ class OSVAE(VideoVAE):
 
     Other lengths are padded in front by zeros in place of the 2D latents, so 17 frames are 3 zeros and 17 frames, 5
     latents; `decode` renders 20 frames and `num_frames` keeps the last 17. An image sees 3 zeros before it. The
-    2D posterior is taken at its mode, where the official code samples it.
+    official code cuts longer clips into independent runs of 17 frames (34 are 10 latents); here they are one run (34
+    are 9). The 2D posterior is taken at its mode, where the official code samples it.
 
     Args:
         z: latent channels of both VAEs.
@@ -63,6 +64,7 @@ class OSVAE(VideoVAE):
     ):
         super().__init__()
         check_counts(self.options, "z", "width", "blocks", "filters", "temporal_blocks")
+        check_mult(mult)
         self.spatial = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(mult),
             up_block_types=("UpDecoderBlock2D",) * len(mult),

@@ -29,6 +29,13 @@ class VAESpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "latent_mean", tuple(self.latent_mean) or (0.0,) * self.latent_channels)
         object.__setattr__(self, "latent_std", tuple(self.latent_std) or (1.0,) * self.latent_channels)
+        for key in ("latent_mean", "latent_std"):
+            if len(getattr(self, key)) != self.latent_channels:
+                raise UserError(
+                    f"{key}={list(getattr(self, key))}: expected {self.latent_channels} numbers, one a channel"
+                )
+        if not all(std > 0 for std in self.latent_std):
+            raise UserError(f"latent_std={list(self.latent_std)}: expected numbers above 0")
 
     @property
     def exact_streaming(self) -> bool:

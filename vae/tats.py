@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vae.blocks import CUBE, POINT, Normalisation, ResBlock, StreamState
 from vae.discrete import DiscreteVAE, nearest_codes
-from vae.odvae import check_choices, check_counts
+from vae.options import check_choices, check_counts
 from vae.spec import VAESpec
 
 NORMS = ("batch", "group")
@@ -40,6 +40,7 @@ class TATS(DiscreteVAE):
         self.encoder = Encoder(z, widths, blocks, norms)
         self.register_buffer("codebook", torch.randn(codes, z))
         self.decoder = Decoder(z, widths, blocks + 1, norms)
+        self.eval()
 
     @property
     def spec(self) -> VAESpec:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lvdm.errors import UserError, nearest
 from vae.blocks import StreamState
-from vae.odvae import ODFamily, check_choices, check_options, positive
+from vae.odvae import ODFamily, check_options
+from vae.options import check_choices, positive
 from vae.skeleton import Decoder
 from vae.spec import VAESpec
 
@@ -63,8 +64,6 @@ class UniVAE(ODFamily):
         return VAESpec(**self._facts(), refines=self.refiner is not None)
 
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        if self.refiner is None:
-            return super()._refined(z, state)
         return self.refiner(z, self.decoder.trunk(z, state), state)
 
     def add_refiner(self, init: str, inject: str = "add") -> "UniVAE":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vae.blocks import FRAME, POINT, CausalConv3d, StreamState, Upsample
 from vae.discrete import DiscreteVAE, best_codes
-from vae.odvae import check_counts
+from vae.options import check_counts, check_mult
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
 
@@ -38,6 +38,7 @@ class VQGAN(DiscreteVAE):
     ):
         super().__init__()
         check_counts(self.options, "z", "width", "blocks", "codes")
+        check_mult(mult)
         plan = Plan(
             widths=[width * m for m in mult],
             blocks=blocks,
@@ -52,6 +53,7 @@ class VQGAN(DiscreteVAE):
         self.projection = CausalConv3d(z, codes, POINT)
         self.codebook = nn.Parameter(torch.randn(codes, z))
         self.decoder = Decoder(z, plan, _up, FRAME)
+        self.eval()
 
     @property
     def spec(self) -> VAESpec:

@@ -68,6 +68,15 @@ def test_an_inexact_model_renders_files_too(lvdm, inexact, file_for, tmp_path):
     assert probe(tmp_path / "latent.mp4").frames == 17
 
 
+@torch.no_grad()
+def test_with_runs_of_frames_inexact_models_render_piece_by_piece(inexact):
+    model, z = vae.load(inexact), latent(t=7)[None]
+    model.enable_tiling(size=0, frames=9)
+    pieces = list(frames(model, z, 25))
+    assert [piece.shape[2] for piece in pieces] == [9, 8, 8]
+    assert torch.equal(torch.cat(pieces, 2), model.decode(z).sample)
+
+
 def test_a_latent_that_covers_more_than_its_video_is_cropped(lvdm, refiner, tmp_path):
     file, sha = tmp_path / "odd.safetensors", vae.load(refiner).latent_sha256()
     save_latent(file, latent(), 14, 10.0, sha, size=(26, 44))

@@ -124,8 +124,8 @@ def test_every_distance_has_a_reason_and_equal_seeds_give_equal_weights(image_of
     [
         ("width", "would be (8, 3, 1, 3, 3), the video VAE has (16, 3, 1, 3, 3): both need the same width"),
         ("no model", "unknown VAE 'odvea' (did you mean 'odvae'?)"),
-        ("no video VAE", "a TATS cannot start from an image VAE"),
-        ("no image VAE", ": a UniVAE, no image VAE; expected diffusers' AutoencoderKL"),
+        ("no video VAE", "TATS cannot start from an image VAE"),
+        ("no image VAE", ": UniVAE, which is no image VAE; expected diffusers' AutoencoderKL"),
         ("no source", "source: expected an image VAE"),
         ("no such source", "nowhere: no such folder"),
         ("no out", "out: expected the folder"),

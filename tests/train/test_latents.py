@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import vae
+from lvdm.cli import main
 from lvdm.data.clips import ClipPolicy, Clips, Window, resize
 from lvdm.data.index import open_index
 from lvdm.data.reader import iter_frames
@@ -186,7 +187,8 @@ def odd(tmp_path_factory):
     return path
 
 
-KEYS = {"frames": None, "size": None, "stride": None}
+def encode(**keys) -> int:
+    return main(["train", "latents", *(f"{key}={value}" for key, value in keys.items())])
 
 
 def whole(path) -> torch.Tensor:
@@ -196,11 +198,11 @@ def whole(path) -> torch.Tensor:
 
 @pytest.mark.parametrize("norm", ["frame", "clip"], ids=["exact", "inexact"])
 @torch.no_grad()
-def test_a_video_of_any_size_and_length_becomes_one_file(norm, odd, launch, tmp_path):
+def test_a_video_of_any_size_and_length_becomes_one_file(norm, odd, tmp_path):
     torch.manual_seed(0)
     vae.build("univae", width=16, blocks=1, norm=norm).save_pretrained(tmp_path / "vae")
     out = tmp_path / "new" / "odd.safetensors"
-    assert launch("train latents", videos=odd, vae=tmp_path / "vae", out=out, **KEYS, shard_size=1) == 0
+    assert encode(videos=odd, vae=tmp_path / "vae", out=out) == 0
     file, model = load_latent(out), vae.load(str(tmp_path / "vae"))
     assert (file.num_frames, file.fps, tuple(file.size)) == (14, 12.5, (42, 50))
     padded = F.pad(whole(odd), (0, 6, 0, 6, 0, 0), mode="replicate")
@@ -209,9 +211,9 @@ def test_a_video_of_any_size_and_length_becomes_one_file(norm, odd, launch, tmp_
 
 
 @torch.no_grad()
-def test_frames_stride_and_size_choose_of_the_one_video(odd, launch, vae_run, tmp_path):
+def test_frames_stride_and_size_choose_of_the_one_video(odd, vae_run, tmp_path):
     out = tmp_path / "odd.safetensors"
-    assert launch("train latents", videos=odd, vae=vae_run, out=out, frames=5, stride=2, size=32) == 0
+    assert encode(videos=odd, vae=vae_run, out=out, frames=5, stride=2, size=32) == 0
     file, model = load_latent(out), vae.load(str(vae_run))
     assert (file.num_frames, file.fps, tuple(file.size)) == (5, 6.25, (32, 32))
     frames = torch.stack([torch.as_tensor(frame) for frame in iter_frames(odd)])[:10:2]
@@ -222,7 +224,9 @@ def test_frames_stride_and_size_choose_of_the_one_video(odd, launch, vae_run, tm
 
 def test_one_file_of_a_folder_and_codes_are_refused(launch, videos, vae_run, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
-    assert launch("train latents", videos=videos, vae=vae_run, out=out, **KEYS) == 2
+    assert encode(videos=videos, vae=vae_run, out=out, dtype="bfloat16") == 2
+    assert f"dtype: is of a store; out={out} names one file" in capsys.readouterr().err
+    assert encode(videos=videos, vae=vae_run, out=out) == 2
     assert "names one latent file, so expected one video file" in capsys.readouterr().err
     vae.build("vqgan", width=8, blocks=1, z=8, codes=16).save_pretrained(tmp_path / "vqgan")
     assert launch("train latents", out=tmp_path / "store", vae=tmp_path / "vqgan") == 2

@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import save_file
 
 import vae
 from lvdm.errors import UserError
-from vae.checkpoints import convert, family_of, official, read
+from vae.checkpoints import convert, explain, family_of, name_of, official, read
 
 SIZES = {  # family, options -> tensors, numbers in them, weights by number of dimensions (of what was released)
     "odvae": ({}, 248, 239_189_991, {1: 52, 4: 11, 5: 61}),
@@ -411,3 +412,47 @@ def test_paths_that_name_no_checkpoint(tiny, tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"list\.pt: expected a state dict, found a list"):
         read(str(tmp_path / "list.pt"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our own names
+
+
+@pytest.mark.parametrize("name", [name for name in vae.names() if name not in ("svdvae",)])
+def test_weights_of_ours_are_named_whatever_their_size(name):
+    """(The image VAE and its relatives inside diffusers share most names, and are told by the rest.)"""
+    with torch.device("meta"):
+        assert name_of(vae.build(name).state_dict()) == name
+    assert name_of(["nothing.of", "ours"]) is None
+
+
+def test_options_do_not_hide_a_family():
+    with torch.device("meta"):
+        for options in ({"refine": True}, {"fuse": "conv1x1"}, {"width": 16, "blocks": 1}):
+            assert name_of(vae.build("univae", **options).state_dict()) == "univae"
+
+
+def test_an_export_with_foreign_weights_says_whose(tmp_path):
+    vae.build("univae", width=8, blocks=1).save_pretrained(tmp_path / "univae")
+    vae.build("odvae", width=8, blocks=1).save_pretrained(tmp_path / "odvae")
+    config = (tmp_path / "odvae" / "config.json").read_text()
+    (tmp_path / "univae" / "config.json").write_text(config)
+    with pytest.raises(UserError, match="by their names the weights are those of univae"):
+        vae.load(str(tmp_path / "univae"))
+    (tmp_path / "odvae" / "config.json").write_text(config.replace('"width": 8', '"width": 16'))
+    with pytest.raises(UserError, match="of this family, with other options"):
+        vae.load(str(tmp_path / "odvae"))
+    assert explain(str(tmp_path)) == ""
+
+
+def test_groups_of_norms_come_from_the_config_beside(tmp_path):
+    model = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.encode(x).latent_dist.mean
+        torch.testing.assert_close(vae.load(str(file)).encode(x).latent_dist.mean, expected)

@@ -95,7 +95,7 @@ def test_other_sizes_have_no_published_normalisation():
         ({"z": 5}, "z=5: expected an even number, e.g. 6"),
         ({"dim": 7}, "dim=7: expected an even number"),
         ({"blocks": 0}, "blocks=0: expected a whole number"),
-        ({"mult": (1, 2, 4)}, "mult=.*: expected four whole multipliers"),
+        ({"mult": (1, 2, 4)}, "mult=.*: expected 4 whole multipliers"),
     ],
 )
 def test_options_that_make_no_model_are_user_errors(options, message):

@@ -95,6 +95,8 @@ def test_the_attention_of_old_weights_differs_in_videos_only():
     legacy.load_state_dict(fixed.state_dict())
     x = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     torch.testing.assert_close(fixed.reconstruct(x[:, :, 0]), legacy.reconstruct(x[:, :, 0]))
+    causal = vae.build("odvae", attn_reshape="legacy", norm="frame", upsample="nearest", **TINY)
+    assert not causal.spec.exact_streaming and "mixes frames" in causal.spec.inexact
     assert (fixed.reconstruct(x) - legacy.reconstruct(x)).abs().max() > 1e-4
 
 
@@ -103,12 +105,15 @@ def test_the_attention_of_old_weights_differs_in_videos_only():
     [
         ({"variant": 5}, "variant=5: expected one of 1, 2, 3, 4"),
         ({"conv": "grouped"}, "conv='grouped'.*did you mean 'group'"),
+        ({"mult": (1, 2, 4)}, "mult=.*expected 4 whole multipliers"),
+        ({"latent_std": (1.0, 1.0, 1.0)}, "latent_std=.*expected 4 numbers, one a channel"),
+        ({"latent_std": (1.0, 0.0, 1.0, 1.0)}, "latent_std=.*above 0"),
         ({"attn_reshape": "old"}, "attn_reshape='old'.*frame, legacy"),
     ],
 )
 def test_options_out_of_range_are_user_errors(options, message):
     with pytest.raises(UserError, match=message):
-        vae.build("odvae", **TINY, **options)
+        vae.build("odvae", **{**TINY, **options}).spec  # noqa: B018
 
 
 def test_it_does_not_refine():

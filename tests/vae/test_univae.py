@@ -126,6 +126,23 @@ def test_images_are_four_dimensional_in_and_out(model):
         torch.testing.assert_close(image, render(z.unsqueeze(2)).sample[:, :, 0], **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode(torch.zeros(3, 16, 16)), r"encode: expected floats, a clip .* got float32 \(3, 16, 16\)"),
+        (lambda m: m.encode(torch.zeros(1, 3, 5, 16, 8, dtype=torch.uint8)), "got uint8"),
+        (lambda m: m.encode(torch.zeros(1, 3, 0, 16, 8)), "encode: expected"),
+        (lambda m: m.decode(torch.zeros(1, 8, 1, 2, 2)), r"decode: expected floats, latents \(B, 4, t, h, w\)"),
+        (lambda m: m.decode(latents(2), num_frames=0), "num_frames=0: expected at least 1"),
+        (lambda m: next(m.stream_encode([clip(5)[:, :, 0]])), "stream_encode: expected floats, chunks"),
+        (lambda m: next(m.stream_decode([latents(2)], chunk_latents=0)), "chunk_latents=0: expected at least 1"),
+    ],
+)
+def test_what_is_no_clip_is_refused_by_its_shape(call, message, model):
+    with pytest.raises(UserError, match=message):
+        call(model)
+
+
 def test_return_dict_false_gives_tuples(model):
     (posterior,) = model.encode(clip(5), return_dict=False)
     (frames,) = model.decode(posterior.mode(), return_dict=False)
@@ -398,7 +415,7 @@ def test_the_latent_hash_ignores_d2_and_nothing_else():
         ({"upsample": "linear"}, "upsample='linear'.*did you mean 'trilinear'"),
         ({"fuse": "conv"}, "fuse='conv'"),
         ({"inject": "gates"}, "inject='gates'.*did you mean 'gate'"),
-        ({"mult": (1, 2)}, "four whole multipliers"),
+        ({"mult": (1, 2)}, "4 whole multipliers"),
         ({"kernels": (3, 4)}, "odd"),
         ({"kernels": ()}, "odd"),
         ({"width": 9}, "width=9.*4 equal groups"),

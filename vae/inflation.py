@@ -1,11 +1,12 @@
 """A video VAE from an image VAE: 2D kernels become 3D ones, so that training starts from what images have taught.
 
-What the first step then gives (tests/vae/test_inflate.py pins each line):
+What the first step then gives (tests/vae/test_inflation.py pins each line):
 
 - OD-VAE and UniVAE with one temporal kernel, upsampling `nearest`: an image goes through as through the image VAE, in
   every mode but "random", since a causal convolution sees one frame as often as it has taps. With `norm="frame"` and
   "tail" the latents of a video are those of its frames 0, 4, 8, ...
 - IV-VAE's group causal convolutions and centred ones see zeros after the last frame: there only "center" is exact.
+- CV-VAE's norms have an eps of 1e-5 where those of image VAEs have 1e-6: latents differ by some 1e-5 of their size.
 - Not exact in any mode: trilinear upsampling (the image VAE repeats pixels), more than one temporal kernel (a block of
   the dense kernel a group of channels, the rest of it is lost), the attention over time of CV-VAE's decoder (its
   LayerNorm cannot be the identity).
@@ -58,7 +59,7 @@ def inflate(model: VideoVAE, image: Mapping[str, Tensor], mode: str = "tail") ->
     if mode not in MODES:
         raise UserError(f"mode={mode!r}: expected one of {', '.join(MODES)}{nearest(mode, MODES)}")
     if not isinstance(model, ODVAE | UniVAE | CVVAE):
-        raise UserError(f"a {model.title} cannot start from an image VAE; odvae, univae and cvvae can")
+        raise UserError(f"{model.title} cannot start from an image VAE; odvae, univae and cvvae can")
     image = image if hasattr(model, "quant_conv") else _without_quant_convs(image)
     weights, used = {}, set()
     for name, old in model.state_dict().items():

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 import vae
 from lvdm.errors import UserError
-from vae.inflate import MODES, inflate
+from vae.inflation import inflate
 
 WIDTHS = {"width": 8, "mult": (1, 1, 1, 1), "blocks": 1}  # equal widths, so that one number of groups fits all levels
 CAUSAL = {"norm": "frame", "upsample": "nearest", **WIDTHS}
@@ -35,6 +35,11 @@ def image() -> AutoencoderKL:
     for parameter in model.parameters():  # biases and norms of their own, too
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.double().eval()
+
+
+def test_it_is_found_where_users_look(image):
+    model = vae.build("odvae", **CAUSAL).double()
+    assert vae.inflate(model, image.state_dict(), mode="tail") is model
 
 
 def grown(name: str, image: AutoencoderKL, mode: str, **options):
@@ -108,6 +113,10 @@ def test_cvvae_is_exact_around_its_attention_over_time(image):
     assert 1e-3 < distances(grown("cvvae", spoken, "center", **WIDTHS), spoken)[1] < 1.0
 
 
+def test_the_eps_of_cvvae_moves_the_latents_of_a_real_image_vae(image):
+    assert 1e-7 < distances(grown("cvvae", image, "center", **WIDTHS), image)[0] < 1e-3
+
+
 def _as_cvvae_has_it(image: AutoencoderKL) -> AutoencoderKL:
     """CV-VAE's norms have another eps, and no post_quant_conv, whose bias would differ at the zero-padded border."""
     image = copy.deepcopy(image)
@@ -148,4 +157,3 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(image):
     with pytest.raises(UserError, match=r"mode='centre'.*did you mean 'center'"):
         inflate(model, state, "centre")
     assert model.latent_sha256() == before
-    assert MODES[0] == "tail"
