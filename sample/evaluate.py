@@ -61,7 +61,7 @@ def run(config: Evaluate) -> Path:
     if config.what != "generation":
         model.spec.check_square(config.size, "size")
     folder = RunFolder(config.out, config)
-    videos = open_index(config.videos, config.labels).hash()
+    videos = open_index(config.videos, config.labels, config.subset).hash()
     folder.bind(vae=weights_hash(model.state_dict()), videos=videos)  # or the numbers would be of something else
     if not folder.finished:
         accelerators.threads(config.threads)
@@ -206,7 +206,7 @@ def size_of(files: list[LatentFile], model: VideoVAE, config: Evaluate) -> int:
 
 def require_same_rate(config: Evaluate, fps: float) -> None:
     """Refuses a stride at which real clips play at other rates than the samples."""
-    rates = [row.fps for row in open_index(config.videos, config.labels).ok]
+    rates = [row.fps for row in open_index(config.videos, config.labels, config.subset).ok]
     slowest, fastest = min(rates) / config.stride, max(rates) / config.stride
     if not 0.95 * slowest <= fps <= 1.05 * fastest:
         play = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
@@ -269,8 +269,11 @@ def distance(
 
 def clips_of(config: Evaluate, count: int, stride: int) -> tuple[Clips, int]:
     """The clips to measure on, and how many there are."""
-    policy = ClipPolicy(count, stride, config.size, "center", False, config.split, config.holdout)
-    clips = Clips(open_index(config.videos, config.labels), policy, seed=0, cache_gib=config.cache_gib).say_skipped()
+    more = {"short": config.short, "across_cuts": config.across_cuts}
+    policy = ClipPolicy(count, stride, config.size, "center", False, config.split, config.holdout, **more)
+    clips = Clips(
+        open_index(config.videos, config.labels, config.subset), policy, seed=0, cache_gib=config.cache_gib
+    ).say_skipped()
     return clips, len(clips.grid(config.per_video))
 
 

@@ -36,10 +36,12 @@ class ClipPhase(Phase):
     """Height and width of a clip, divisible by the VAE's spatial factor: 8."""
     stride: int = 1
     """Every how many frames of the video a frame is taken."""
+    fps: float = 0.0
+    """Frames a second of a clip, in the place of stride; refused where it takes no whole stride. 0 goes by stride."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, frames=1, stride=1)
+        at_least(self, frames=1, stride=1, fps=0.0)
 
 
 @dataclass
@@ -127,9 +129,15 @@ class Videos:
     """Keys of every program that reads videos."""
 
     videos: str = ""
-    """Folder of videos, searched below."""
+    """Folder of videos, frame folders or images, UCF101, SkyTimelapse, or a .csv, .jsonl or .parquet list."""
     labels: str = "auto"
-    """Class of a video: folder (its parent folder), file (its name), none, or auto (see `lvdm.data.index`)."""
+    """Class of a video: folder (its parent folder), file (its name), none, or auto (what the dataset has)."""
+    subset: str = "all"
+    """Split of UCF101 (train01 to test03) or SkyTimelapse (train, test); all takes everything."""
+    short: str = "drop"
+    """Shots too short for a clip: drop leaves them out, loop lets them begin again, reflect run back and forth."""
+    across_cuts: bool = False
+    """Let clips reach over cuts."""
     holdout: float = 0.0
     """Last part of each shot that training never sees (0.2 = the last fifth)."""
     cache_gib: float = 2.0
@@ -137,6 +145,7 @@ class Videos:
 
     def __post_init__(self) -> None:
         choice(self, "labels", ("auto", "folder", "file", "none"))
+        choice(self, "short", ("drop", "loop", "reflect"))
         at_least(self, holdout=0.0, cache_gib=0.0)
         if self.holdout >= 1.0:
             raise UserError(f"holdout={self.holdout}: expected a part between 0 and 1")
@@ -235,7 +244,7 @@ class TrainRefine(Rendering, Training, Videos):
         choice(self, "inject", ("add", "gate", "replace", "blend", "none"))
 
 
-OF_STORES = ("per_video", "split", "holdout", "flip", "dtype", "shard_size")
+OF_STORES = ("per_video", "split", "holdout", "flip", "dtype", "shard_size", "fps", "short", "across_cuts", "subset")
 
 
 @dataclass
@@ -259,6 +268,8 @@ class Latents(Tiles, Videos):
     padded and cropped back by lvdm render."""
     stride: int | None = None
     """Every how many frames of the video a frame is taken. null is 3; for one file, 1."""
+    fps: float = 0.0
+    """Frames a second of a clip, in the place of stride; refused where it takes no whole stride. 0 goes by stride."""
     per_video: int = 1
     """Clips a video, evenly spaced; 0 takes every window of `frames` frames without overlap."""
     split: str = "train"

@@ -39,10 +39,13 @@ def phase_clips(config: Videos, index: Index, phase: Phase, seed: int) -> Clips:
         flip=config.flip,
         split="train",
         holdout=config.holdout,
+        fps=phase.fps,
+        short=config.short,
+        across_cuts=config.across_cuts,
     )
     return Clips(index, policy, seed=seed, cache_gib=config.cache_gib).say_skipped()
 
 
 def index_of(config: Videos) -> Index:
     """The index of the config's videos."""
-    return open_index(config.videos, config.labels)
+    return open_index(config.videos, config.labels, config.subset)

@@ -127,7 +127,10 @@ def center_crop(video: torch.Tensor, size: int) -> torch.Tensor:
 
 def choose(config: Latents, index: Index) -> tuple[Clips, list[Window]]:
     """The clips of the store: evenly spaced in each video, each also mirrored when `flip` is set."""
-    policy = ClipPolicy(config.frames, config.stride, config.size, "center", False, config.split, config.holdout)
+    more = {"fps": config.fps, "short": config.short, "across_cuts": config.across_cuts}
+    policy = ClipPolicy(
+        config.frames, config.stride, config.size, "center", False, config.split, config.holdout, **more
+    )
     clips = Clips(index, policy, seed=0, cache_gib=config.cache_gib).say_skipped()
     windows = clips.grid(config.per_video)
     return clips, [w._replace(flip=flip) for w in windows for flip in ((False, True) if config.flip else (False,))]
@@ -154,6 +157,9 @@ def manifest(config: Latents, model: VideoVAE, clips: Clips, windows: list[Windo
             "per_video": config.per_video,
             "flip": config.flip,
             "split": config.split,
+            "fps": config.fps,
+            "short": config.short,
+            "across_cuts": config.across_cuts,
             "holdout": config.holdout,
             "precision": config.precision,
             "tile": config.tile,
@@ -168,17 +174,16 @@ def encode_batch(model: VideoVAE, batch: list[Clip], config: Latents, clips: Cli
     video = torch.stack([clip.video for clip in batch])
     padding = video[-1:].expand(config.batch - len(batch), *video.shape[1:])
     posterior = model.encode(to_float(torch.cat([video, padding]).to(model.device))).latent_dist
-    rows = {row.path: i for i, row in enumerate(clips.index.rows)}
     return [
         Record(
             mean=mean.float().cpu(),
             logvar=logvar.float().cpu(),
             label=max(clip.label, 0),
-            source=rows[clip.source],
+            source=clip.row,
             start=clip.start,
             flip=clip.flip,
             num_frames=config.frames,
-            fps=clips.index.rows[rows[clip.source]].fps / config.stride,
+            fps=clip.fps,
         )
         for clip, mean, logvar in zip(batch, posterior.mean, posterior.logvar, strict=False)
     ]

@@ -129,7 +129,8 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Clip:
-    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from, at which rate."""
+    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from (`row` is the number
+    of its row in the index), at which rate."""
 
     video: Tensor
     label: int
@@ -137,6 +138,7 @@ class Clip:
     start: int
     flip: bool
     fps: float
+    row: int
 
 
 class Clips:
@@ -149,9 +151,12 @@ class Clips:
     def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0):
         self.index, self.policy, self.seed = index, policy, seed
         self.rows: list[IndexRow] = []
+        self._numbers: list[int] = []  # of the rows in the index
         self._starts: list[Tensor] = []  # all valid first frames, a row
         short = stretched = longest = 0
-        for row in index.ok:
+        for number, row in enumerate(index.rows):
+            if row.state != "ok":
+                continue
             lengths = [end - start for start, end in policy.segments(row)]
             span, starts = policy.span(row), policy.starts(row)
             longest = max([longest, *lengths])
@@ -159,6 +164,7 @@ class Clips:
             stretched += sum(0 < length < span for length in lengths) if policy.short != "drop" else 0
             if starts:
                 self.rows.append(row)
+                self._numbers.append(number)
                 self._starts.append(torch.cat(starts))
         self.skipped = Skipped(short, len(index.ok) - len(self.rows), stretched)
         if not self.rows and policy.split == "val" and not policy.holdout:
@@ -171,7 +177,7 @@ class Clips:
                 f" there has {longest}; fewer frames, a smaller stride, or short=loop"
             )
         self._class_of = {name: number for number, name in enumerate(index.classes)}
-        needed = sum(row.frames * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
+        needed = sum(row.length * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
         self._cache: dict[int, Tensor] | None = {} if needed <= cache_gib * 2**30 else None
         self._unreadable: set[int] = set()
 
@@ -241,7 +247,15 @@ class Clips:
         video = frames[:, :, y : y + size, x : x + size].transpose(0, 1)
         video = (video.flip(-1) if window.flip else video).contiguous()
         fps = row.fps / self.policy.stride_of(row)
-        return Clip(video, self._class_of.get(row.label, -1), row.path, window.start, window.flip, fps)
+        return Clip(
+            video,
+            self._class_of.get(row.label, -1),
+            row.path,
+            window.start,
+            window.flip,
+            fps,
+            self._numbers[window.row_index],
+        )
 
     def _frames(self, row_index: int, indices: list[int]) -> Tensor:
         """Frames of a row, resized but not cropped: uint8 (T, 3, H, W)."""
@@ -250,12 +264,12 @@ class Clips:
         if self._cache is None:
             return resize(read_frames(path, indices), self.policy.size)
         if row_index not in self._cache:
-            frames = islice(iter_frames(path), row.frames)
+            frames = islice(iter_frames(path), row.start, row.start + row.length)
             small = torch.cat([resize(torch.from_numpy(frame)[None], self.policy.size) for frame in frames])
-            if len(small) < row.frames:
-                raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.frames}")
+            if len(small) < row.length:
+                raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.length}")
             self._cache[row_index] = small
-        return self._cache[row_index][indices]
+        return self._cache[row_index][[index - row.start for index in indices]]
 
 
 def resize(frames: Tensor, size: int) -> Tensor:

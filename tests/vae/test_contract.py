@@ -229,7 +229,7 @@ def test_tiles_and_runs_have_the_shapes_of_the_whole(name, tiny):
 
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_tiles_are_blended_linearly(name, tiny):
-    """Against two tiles decoded alone, 3 latents wide, which share one: there one falls from 1 to 0, the other rises."""
+    """Against two tiles decoded alone, 3 latents wide, which share one: there one falls to 0, the other rises to 1."""
     model, f = tiny(name), SPECS[name].space_factor
     z = torch.randn(1, SPECS[name].latent_channels, 2, 2, 5, generator=generator(0, "tiles"))
     left, right = (model.decode(part).sample for part in (z[..., :3], z[..., 2:]))

@@ -1,5 +1,7 @@
 """Frame exactness against a full sequential decode, in every kind of file, and what a broken file does."""
 
+import os
+import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvdm.data import reader
+from lvdm.data import frames, reader
 from lvdm.data.reader import Unreadable, iter_frames, probe, read_frames
 from lvdm.data.samples import sample_videos
 from lvdm.media import write_mp4
@@ -76,6 +78,21 @@ def test_ucf101_frame_exact(real_data, tmp_path):
     _check(tmp_path / "xvid.mp4")
 
 
+def test_both_readers_give_the_same_pixels(real_data):
+    """Wherever decord is trusted: real files of many writers, single frames after a seek and runs of them."""
+    read = 0
+    for path in sorted([*(real_data / "train").glob("*.mp4"), *(real_data / "val").glob("*.mp4")])[::8]:
+        scan = reader._scan(path)
+        n = scan.info.frames
+        indices = [n - 1, *range(n // 2, n // 2 + 5), 0, n // 3]
+        found = reader._read_pyav(path, indices, scan)
+        assert np.array_equal(found, reader._read_pyav(path, indices, scan, seek=False)), path
+        if scan.decord_exact:
+            read += 1
+            assert np.array_equal(found, reader._read_decord(path, indices, scan.info)), path
+    assert read >= 8
+
+
 # each of these misleads at least one way of seeking
 KINDS = {
     "open_gop.mp4": dict(bf="3", g="12", **{"x264-params": "open-gop=1"}),
@@ -124,6 +141,16 @@ def test_a_seek_that_lands_too_late_is_mended(tmp_path):
     scan = reader._scan(path)
     late = replace(scan, key_dts=np.roll(scan.key_dts, -1))
     assert np.array_equal(reader._read_pyav(path, [9, 12], late), reader._read_pyav(path, [9, 12], scan))
+
+
+def test_a_frame_that_damage_swallows_shifts_the_rest_both_ways(tmp_path):
+    """Time stamps and counting disagree there: what `iter_frames` counts is what `read_frames` gives."""
+    path = _write(tmp_path / "a.mp4", _pictures(24), bf="0", g="8")
+    scan = reader._scan(path)
+    full = np.stack(list(iter_frames(path)))
+    lost = replace(scan, pts=np.insert(scan.pts, 11, (scan.pts[10] + scan.pts[11]) // 2))
+    assert np.array_equal(reader._read_pyav(path, [9, 10], lost), full[[9, 10]])
+    assert np.array_equal(reader._read_pyav(path, [9, 12], lost), full[[9, 12]])
 
 
 def test_rotated_and_narrow(tmp_path):
@@ -190,3 +217,86 @@ def test_wrong_asks(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(Unreadable, match="no video stream"):
         probe(sound)
+
+
+def _refused(path, match):
+    """Both ways of reading name the file and say why, at once."""
+    start = time.monotonic()
+    for read in (probe, lambda path: read_frames(path, [0]), lambda path: list(iter_frames(path))):
+        with pytest.raises(Unreadable, match=match) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+    assert time.monotonic() - start < 5
+
+
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    for name in ("pipe.mp4", "zero.mp4"):
+        _refused(tmp_path / name, "not a regular file")
+    _refused("a\0.mp4", "null")
+    # a name is no protocol of FFmpeg, nor does what is in a file lead to others
+    write_mp4(tmp_path / "a.mp4", _pictures(3), 25)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    _refused(tmp_path / "list.mp4", "list")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pipe:0.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    assert read_frames("pipe:0.mp4", range(3)).shape[0] == len(list(iter_frames("pipe:0.mp4"))) == 3
+
+
+def test_promises_are_bounded(tmp_path, monkeypatch):
+    small = _write(tmp_path / "small.ts", _pictures(12, 64, 64), bf="0")
+    large = _write(tmp_path / "large.ts", _pictures(4, 128, 128), bf="0")
+    grows = tmp_path / "grows.ts"  # streams may change size
+    grows.write_bytes(small.read_bytes() + large.read_bytes())
+    assert [frame.shape for frame in iter_frames(grows)] == [(64, 64, 3)] * 16
+    monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 80)
+    _refused(large, "promises frames of 128x128, more than 5120 pixels")
+    pictures = iter_frames(grows)
+    assert [next(pictures).shape for _ in range(10)] == [(64, 64, 3)] * 10
+    with pytest.raises(Unreadable, match=r"grows\.ts"):
+        list(pictures)
+    monkeypatch.setattr(reader, "MAX_FRAMES", 11)
+    reader._scan_version.cache_clear()
+    with pytest.raises(Unreadable, match="more than 11 frames"):
+        probe(small)
+
+
+def test_tags_that_are_no_text(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "a title"
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = 32
+        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode()]:
+            container.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"a title", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"))
+    assert read_frames(path, [0]).shape == (1, 32, 32, 3)
+
+
+def test_a_clip_has_a_deadline(tmp_path, monkeypatch):
+    path = _write(tmp_path / "a.mp4", _pictures(12), bf="0")
+    stalled = time.monotonic() + 3
+    monkeypatch.setattr(reader, "TIMEOUT", 0.2)
+    with monkeypatch.context() as patch:
+        for name in ("_read_decord", "_scan"):  # a decoder that does not return, a file server that does not answer
+            patch.setattr(reader, name, lambda *args: time.sleep(stalled - time.monotonic()))
+            with pytest.raises(Unreadable, match=r"a\.mp4: not read within 0\.2 seconds"):
+                read_frames(path, [0])
+        with pytest.raises(Unreadable, match="not read within"):
+            probe(path)
+    assert time.monotonic() < stalled - 1
+    assert read_frames(path, [3]).shape[0] == 1  # the next clip does not wait for those that were left behind
+
+    scan = reader._scan(path)
+    monkeypatch.setattr(reader, "TIMEOUT", 0.0)  # a long way from the start ends too, and with it its thread
+    with pytest.raises(Unreadable, match=r"(not read|no data) within 0 seconds"):
+        reader._read_pyav(path, [11], scan, seek=False)
+    monkeypatch.setattr(reader, "TIMEOUT", 0.05)  # is for one wait for data, not for who looks at the frames
+    pictures = iter_frames(path)
+    assert len([(next(pictures), time.sleep(0.07)) for _ in range(12)]) == 12
+
+
+def test_errors_without_words_have_a_reason():
+    assert Unreadable("a.mp4", MemoryError()).reason == "MemoryError"
+    assert Unreadable("a.mp4", OSError(5, "Input/output error", "a.mp4")).reason == "Input/output error"
