@@ -107,17 +107,20 @@ def _in_time(path: str | Path, work: Callable[[], T]) -> T:
     """What `work()` gives or raises, or `Unreadable` after TIMEOUT seconds."""
     future: Future[T] = Future()
 
-    def run() -> None:
+    def run(future: Future[T]) -> None:
         try:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
+            del future  # or the error would hold itself, and all frames read so far, through its traceback
 
-    Thread(target=run, name=f"read {path}", daemon=True).start()
+    Thread(target=run, args=(future,), name=f"read {path}", daemon=True).start()
     try:
         return future.result(TIMEOUT)
     except TimeoutError as error:
         raise Unreadable(path, f"not read within {TIMEOUT:g} seconds") from error
+    finally:
+        del future  # likewise
 
 
 def _while_awaited(path: str | Path, items: Iterable[T]) -> Iterator[T]:

@@ -1,7 +1,9 @@
 """Frame exactness against a full sequential decode, in every kind of file, and what a broken file does."""
 
+import gc
 import os
 import time
+import weakref
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -295,6 +297,24 @@ def test_a_clip_has_a_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "TIMEOUT", 0.05)  # is for one wait for data, not for who looks at the frames
     pictures = iter_frames(path)
     assert len([(next(pictures), time.sleep(0.07)) for _ in range(12)]) == 12
+
+
+def test_a_clip_that_fails_frees_its_frames_at_once(monkeypatch):
+    kept = []
+
+    def fails(*args):
+        frames = np.zeros((9, 9))
+        kept.append(weakref.ref(frames))
+        raise Unreadable("a.mp4", "damaged")
+
+    monkeypatch.setattr(reader, "_read", fails)
+    gc.disable()
+    try:
+        with pytest.raises(Unreadable):
+            read_frames("a.mp4", [0])
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_errors_without_words_have_a_reason():
