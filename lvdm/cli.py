@@ -41,6 +41,8 @@ VERBS = {
     "sample": Verb("sample.generate", "sample.configs:Generate", "draw new videos from a trained DiT"),
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
     "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
+    "bench data": Verb("sample.bench:data_main", "sample.configs:BenchData", "how fast clips are read here"),
+    "bench latents": Verb("sample.bench:latents_main", "sample.configs:BenchLatents", "whether latents come in time"),
     "evaluate": Verb("sample.evaluate", "sample.configs:Evaluate", "PSNR, SSIM, LPIPS and FVD, with their protocols"),
 }
 

@@ -1,10 +1,13 @@
 """Files that are there whole or not at all."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lvdm.errors import UserError
 
 
 @contextmanager
@@ -31,3 +34,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` in UTF-8 as the whole of `path`."""
     write_bytes(path, text.encode())
+
+
+def require_space(folder: Path, size: int, what: str) -> None:
+    """Raises UserError unless the disk of `folder` has `size` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(f"{folder}: {gigabytes(size)} are needed {what}, only {gigabytes(free)} are free on that disk")
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -232,7 +232,11 @@ class LatentWriter:
         for name, column in COLUMNS.items():
             tensors[name] = torch.tensor([record[name] for record in records], dtype=column)
         moments = {"mean": mean.tolist(), "var": var.tolist()}
-        _save(_shard_path(self.folder, shard), tensors, {**moments, "sha256": weights_hash(tensors)})
+        path = _shard_path(self.folder, shard)
+        try:
+            _save(path, tensors, {**moments, "sha256": weights_hash(tensors)})
+        except OSError as error:  # the disk is full, most of all
+            raise UserError(f"{path}: cannot be written ({error.strerror}); make room, and {AGAIN}") from None
 
     def finish(self) -> Manifest:
         """Adds the statistics to the manifest and marks it complete. Raises UserError where shards are missing.

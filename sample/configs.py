@@ -243,3 +243,51 @@ class ShowItem:
 
     def __post_init__(self) -> None:
         at_least(self, item=0)
+
+
+@dataclass
+class BenchData:
+    """Clips a second from a folder of videos: this loader beside decord's own get_batch, and two workers beside one."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("videos",)
+
+    videos: str = ""
+    """Folder of videos."""
+    frames: int = 25
+    """Frames a clip."""
+    size: int = 256
+    """Height and width."""
+    stride: int = 1
+    """Every how many frames one is taken."""
+    clips: int = 8
+    """Clips a round, at random places, the same for all."""
+    rounds: int = 5
+    """Rounds; all are measured in each, in turn."""
+    out: str = ""
+    """JSON file for all that was measured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, frames=1, size=8, stride=1, clips=1, rounds=1)
+
+
+@dataclass
+class BenchLatents:
+    """How much of a training step waits for latents, with steps of `step_ms`."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("store",)
+
+    store: str = ""
+    """Folder of the store."""
+    batch: int = 8
+    """Latents a step."""
+    steps: int = 100
+    """Steps."""
+    step_ms: float = 50.0
+    """Milliseconds of a step, in which nothing else is done here."""
+    workers: int = 2
+    """Processes that read the store."""
+    out: str = ""
+    """JSON file for all that was measured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, batch=1, steps=2, step_ms=0.0, workers=0)

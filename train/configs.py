@@ -178,6 +178,9 @@ class Rendering:
     """Mirror half of the clips."""
     workers: int = 2
     """Processes that decode videos; 0 decodes in this one."""
+    cut_on: str = "workers"
+    """Where clips are resized, cropped and flipped: in the workers, or on the device after the transfer (which takes
+    work from the workers, and may round to the next level of 255)."""
     lpips_weight: float = 1.0
     """Weight of LPIPS (VGG)."""
     lpips_start: int = 0
@@ -199,6 +202,7 @@ class Rendering:
         Training.__post_init__(self)
         Videos.__post_init__(self)
         choice(self, "crop", ("random", "center"))
+        choice(self, "cut_on", ("workers", "device"))
         choice(self, "discriminator_norm", ("group", "batch"))
         at_least(self, workers=0, lpips_weight=0.0, adversarial_weight=0.0, discriminator_width=1)
         for i, phase in enumerate(self.phases):

@@ -5,28 +5,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lvdm.data.clips import Clip, ClipPolicy, Clips
+from lvdm.data.clips import Clip, ClipPolicy, Clips, Cut
 from lvdm.data.index import Index, open_index
 from train.configs import Phase, Videos
 
 
 @dataclass
 class Batch:
-    """Clips of a micro-batch: their sample numbers, where they come from, and uint8 frames (B, 3, T, H, W)."""
+    """Clips of a micro-batch: their sample numbers, where they come from, their frames, cut or still to be cut."""
 
     samples: list[int]
     names: list[str]
-    video: Tensor
+    videos: list[Tensor]
+    cuts: list[Cut | None]
+
+    def on(self, device: torch.device) -> Tensor:
+        """The clips, uint8 (B, 3, T, H, W), on `device`, where they are cut if they are not yet."""
+        moved = (video.to(device, non_blocking=True) for video in self.videos)
+        return torch.stack([cut.of(video) if cut else video for video, cut in zip(moved, self.cuts, strict=True)])
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.samples, self.names, self.video.pin_memory())
+        return Batch(self.samples, self.names, [video.pin_memory() for video in self.videos], self.cuts)
 
 
 def collate(items: list[tuple[int, Clip]]) -> Batch:
     """Stacks (sample number, clip) pairs."""
     samples, clips = zip(*items, strict=True)
     names = [f"{clip.source}@{clip.start}" for clip in clips]
-    return Batch(list(samples), names, torch.stack([clip.video for clip in clips]))
+    return Batch(list(samples), names, [clip.video for clip in clips], [clip.cut for clip in clips])
 
 
 def phase_clips(config: Videos, index: Index, phase: Phase, seed: int) -> Clips:
@@ -43,7 +49,8 @@ def phase_clips(config: Videos, index: Index, phase: Phase, seed: int) -> Clips:
         short=config.short,
         across_cuts=config.across_cuts,
     )
-    return Clips(index, policy, seed=seed, cache_gib=config.cache_gib).say_skipped()
+    later = config.cut_on == "device"
+    return Clips(index, policy, seed=seed, cache_gib=config.cache_gib, uncut=later).say_skipped()
 
 
 def index_of(config: Videos) -> Index:

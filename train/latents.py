@@ -1,7 +1,7 @@
 """Encode a folder of videos once (`lvdm train latents`, `accelerate launch -m train.latents`), or one video."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from lvdm.data.index import Index
 from lvdm.data.reader import probe
 from lvdm.data.stream import pad_to, read_pieces
 from lvdm.errors import UserError
+from lvdm.files import require_space
 from lvdm.latents import LatentStore, LatentWriter, Manifest, Record, save_latent
 from lvdm.media import to_float
 from lvdm.progress import bar
@@ -45,6 +46,10 @@ def run(config: Latents) -> Path:
         print(note)
     writer = LatentWriter(config.out, manifest(config, model, clips, windows))
     missing = writer.missing()
+    if accelerator.is_main_process:
+        print(summary(config, clips, windows, writer.manifest.shape))
+        left = sum(len(writer.manifest.items(shard)) for shard in missing)
+        require_space(folder.path, bytes_of(config, writer.manifest.shape, left), "for the latents")
     accelerator.wait_for_everyone()
 
     with bar("latents", len(missing), show=accelerator.is_main_process) as progress:
@@ -196,9 +201,18 @@ def describe(config: Latents) -> str:
         return f"one video: {info.frames} frames of {info.height}x{info.width} at {info.fps:g} fps"
     model = encoder(config)
     clips, windows = choose(config, index_of(config))
-    shape = model.spec.latent_shape(config.frames, config.size, config.size)
-    size = 2 * len(windows) * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)
-    return f"{len(windows)} clips of {len(clips)} videos, latents {tuple(shape)}, {size / 2**20:.1f} MiB on disk"
+    return summary(config, clips, windows, model.spec.latent_shape(config.frames, config.size, config.size))
+
+
+def summary(config: Latents, clips: Clips, windows: list[Window], shape: Sequence[int]) -> str:
+    """What the store will hold, and its size on disk."""
+    size = bytes_of(config, shape, len(windows)) / 2**20
+    return f"{len(windows)} clips of {len(clips)} videos, latents {tuple(shape)}, {size:.1f} MiB on disk"
+
+
+def bytes_of(config: Latents, shape: Sequence[int], count: int) -> int:
+    """Bytes of the means and variances of `count` items."""
+    return 2 * count * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)
 
 
 def main(argv: list[str] | None = None) -> int:

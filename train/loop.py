@@ -11,6 +11,9 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from train.configs import Phase, Training
 
+STALLED = 600
+"""Seconds without a batch after which a run stops."""
+
 
 class BySample(Dataset):
     """`get(sample_index)` as a dataset: the item is a function of the sample's number since the start of training."""
@@ -32,16 +35,30 @@ def micro_batches(
     micro, rank, world = batch // config.accumulate, accelerator.process_index, accelerator.num_processes
     share = micro // world
     order = [range(first + rank * share, first + (rank + 1) * share) for first in range(start, stop, micro)]
-    return iter(
-        DataLoader(
-            BySample(get),
-            batch_sampler=order,
-            collate_fn=collate,
-            num_workers=config.workers,
-            pin_memory=accelerator.device.type == "cuda",
-            prefetch_factor=4 if config.workers else None,
-        )
+    loader = DataLoader(
+        BySample(get),
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=config.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        prefetch_factor=4 if config.workers else None,
+        timeout=STALLED if config.workers else 0,
     )
+    return _watched(iter(loader))
+
+
+def _watched(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; a UserError where a process that reads them died or stalls."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{first} Perhaps memory ran out (workers, cache_gib) or a disk is away; the same command goes on from the"
+            " last checkpoint"
+        ) from None
 
 
 def phases_left(phases: Sequence[Phase], data: Sequence[Any], seen: int) -> Iterator[tuple[Phase, Any, int, int]]:

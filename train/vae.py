@@ -94,7 +94,7 @@ def fit(
                 sums: dict[str, float] = {}
                 for _ in range(config.accumulate):
                     batch = next(batches)
-                    x = to_float(batch.video.to(device, non_blocking=True))
+                    x = to_float(batch.on(device))
                     elements = x[0, :, 0].numel()
                     shape = model.spec.latent_shape((x.shape[2] - 1) // rate + 1, *x.shape[3:])
                     noise = posterior_noise(config.seed, batch.samples, shape).to(device)

@@ -127,10 +127,28 @@ class Skipped(NamedTuple):
     stretched: int = 0
 
 
+class Cut(NamedTuple):
+    """How a clip is cut out of its frames: the short side resized to `size`, a `size` x `size` crop placed by `top` and
+    `left` (0 to 1 over all places it can have, 0.5 is the centre), mirrored or not."""
+
+    size: int
+    top: float
+    left: float
+    flip: bool
+
+    def of(self, frames: Tensor) -> Tensor:
+        """uint8 (T, H, W, 3), on any device -> uint8 (3, T, size, size). CUDA may round to the next level of 255."""
+        small = resize(frames, self.size)
+        places = zip((self.top, self.left), small.shape[-2:], strict=True)
+        y, x = (int(part * (room - self.size + 1)) for part, room in places)
+        video = small[:, :, y : y + self.size, x : x + self.size].transpose(0, 1)
+        return (video.flip(-1) if self.flip else video).contiguous()
+
+
 @dataclass
 class Clip:
-    """`video` uint8 RGB (3, T, H, W), `label` the number of its class (-1: none), where it is from (`row` is the number
-    of its row in the index), at which rate."""
+    """`video` uint8 RGB (3, T, H, W), or frames (T, H, W, 3) still to be cut as `cut` says; `label` the number of its
+    class (-1: none), where it is from (`row` is the number of its row in the index), at which rate."""
 
     video: Tensor
     label: int
@@ -139,17 +157,19 @@ class Clip:
     flip: bool
     fps: float
     row: int
+    cut: Cut | None = None
 
 
 class Clips:
     """The clips of an index under a policy; `len` is the number of usable videos, `rows` are those videos.
 
     Whole videos, decoded and resized, stay in the memory of this process when all of them take at most `cache_gib` GiB;
-    else the frames of a clip are decoded each time. The pixels are the same both ways.
+    else the frames of a clip are decoded each time. The pixels are the same both ways. `uncut` leaves frames that are
+    decoded each time as they are, to be resized and cropped elsewhere (see `Cut`).
     """
 
-    def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0):
-        self.index, self.policy, self.seed = index, policy, seed
+    def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0, uncut: bool = False):
+        self.index, self.policy, self.seed, self.uncut = index, policy, seed, uncut
         self.rows: list[IndexRow] = []
         self._numbers: list[int] = []  # of the rows in the index
         self._starts: list[Tensor] = []  # all valid first frames, a row
@@ -240,42 +260,45 @@ class Clips:
         return self._read(window, 0.5, 0.5)
 
     def _read(self, window: Window, top: float, left: float) -> Clip:
-        """`top` and `left` place the crop: 0 to 1 over all places it can have, 0.5 is the centre."""
-        row, size = self.rows[window.row_index], self.policy.size
+        row = self.rows[window.row_index]
         frames = self._frames(window.row_index, self.policy.places(row, window.start))
-        y, x = (int(part * (room - size + 1)) for part, room in zip((top, left), frames.shape[-2:], strict=True))
-        video = frames[:, :, y : y + size, x : x + size].transpose(0, 1)
-        video = (video.flip(-1) if window.flip else video).contiguous()
-        fps = row.fps / self.policy.stride_of(row)
+        cut = Cut(self.policy.size, top, left, window.flip)
+        later = self.uncut and self._cache is None
         return Clip(
-            video,
-            self._class_of.get(row.label, -1),
-            row.path,
-            window.start,
-            window.flip,
-            fps,
-            self._numbers[window.row_index],
+            video=frames if later else cut.of(frames),
+            label=self._class_of.get(row.label, -1),
+            source=row.path,
+            start=window.start,
+            flip=window.flip,
+            fps=row.fps / self.policy.stride_of(row),
+            row=self._numbers[window.row_index],
+            cut=cut if later else None,
         )
 
     def _frames(self, row_index: int, indices: list[int]) -> Tensor:
-        """Frames of a row, resized but not cropped: uint8 (T, 3, H, W)."""
+        """Frames of a row, uint8 (T, H, W, 3); those in the cache are resized already, which resizing leaves alone."""
         row = self.rows[row_index]
         path = self.index.root / row.path
         if self._cache is None:
-            return resize(read_frames(path, indices), self.policy.size)
+            return read_frames(path, indices)
         if row_index not in self._cache:
             frames = islice(iter_frames(path), row.start, row.start + row.length)
             small = torch.cat([resize(torch.from_numpy(frame)[None], self.policy.size) for frame in frames])
             if len(small) < row.length:
                 raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.length}")
-            self._cache[row_index] = small
+            self._cache[row_index] = small.permute(0, 2, 3, 1)
         return self._cache[row_index][[index - row.start for index in indices]]
 
 
 def resize(frames: Tensor, size: int) -> Tensor:
     """Antialiased bilinear, the short side to `size`, frame by frame: uint8 (T, H, W, 3) -> uint8 (T, 3, h, w)."""
-    shape = _fit(*frames.shape[1:3], size)
-    return F.interpolate(frames.permute(0, 3, 1, 2), shape, mode="bilinear", antialias=True)
+    shape, pictures = _fit(*frames.shape[1:3], size), frames.permute(0, 3, 1, 2)
+    if pictures.shape[2:] == shape:
+        return pictures
+    if frames.is_cuda:  # where there is no resizing of bytes
+        pictures = F.interpolate(pictures.float(), shape, mode="bilinear", antialias=True)
+        return pictures.round().clamp(0, 255).to(torch.uint8)
+    return F.interpolate(pictures, shape, mode="bilinear", antialias=True)
 
 
 def _fit(height: int, width: int, size: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lvdm.errors import UserError
+from lvdm.files import gigabytes, require_space
 from lvdm.progress import bar
 
 CHUNK = 2**20
@@ -183,17 +184,6 @@ def sha256_of(path: Path) -> str:
             digest.update(chunk)
             progress.advance(len(chunk))
     return digest.hexdigest()
-
-
-def require_space(folder: Path, size: int, what: str) -> None:
-    """Raises UserError unless the disk of `folder` has `size` bytes left."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(f"{folder}: {gigabytes(size)} are needed {what}, only {gigabytes(free)} are free on that disk")
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def _size(path: Path) -> int:

@@ -16,13 +16,12 @@ from lvdm.data.fetch import (
     Remote,
     Unreachable,
     fetch,
-    gigabytes,
     hub_file,
     move_into,
-    require_space,
     unpack,
 )
 from lvdm.errors import Unsound, UserError
+from lvdm.files import gigabytes, require_space
 
 
 @dataclass

@@ -1,17 +1,26 @@
 """The store holds what the VAE says of the clips, whoever wrote it and however often it was interrupted."""
 
+import errno
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import lvdm.latents
 import vae
 from lvdm.cli import main
 from lvdm.data.clips import ClipPolicy, Clips, Window, resize
 from lvdm.data.index import open_index
 from lvdm.data.reader import iter_frames
+from lvdm.errors import UserError
 from lvdm.latents import LatentStore, LatentWriter, load_latent
 from lvdm.media import to_float, write_mp4
 
@@ -171,6 +180,37 @@ BAD = {
 def test_bad_input_is_one_line_and_2(keys, message, launch, vae_run, tmp_path, capsys):
     assert launch("train latents", **{"out": tmp_path / "run", "vae": vae_run, **keys}) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_writes_the_same_bytes(processes, command, store, vae_run, tmp_path):
+    """`store` was written by this one process; its shards have four items, the last one fewer."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    argv = [*torchrun, "train.latents", *command("train latents", out=tmp_path / "store", vae=vae_run)[2:]]
+    env = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in store.glob("*.safetensors"))
+    assert len(names) == 3 == len(list((tmp_path / "store").glob("*.safetensors")))
+    for name in [*names, "manifest.json"]:
+        assert (tmp_path / "store" / name).read_bytes() == (store / name).read_bytes(), name
+
+
+def test_a_disk_that_is_full_is_told_before_and_while(launch, store, vae_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    assert launch("train latents", out=tmp_path / "a", vae=vae_run) == 2
+    assert re.search(r"0\.00 GB are needed for the latents, only 0\.00 GB are free", capsys.readouterr().err)
+    monkeypatch.undo()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = LatentStore(store)
+    writer = LatentWriter(tmp_path / "b", whole.manifest)
+    monkeypatch.setattr(lvdm.latents, "write_bytes", full)
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors: cannot be written \(No space left on device\)"):
+        writer.write(0, [whole[i] for i in whole.manifest.items(0)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -48,10 +48,10 @@ policies = st.builds(
 
 
 class _Numbered(Clips):
-    """Instead of pictures, the numbers of the frames that would be read: (T, 1, 48, 64)."""
+    """Instead of pictures, the numbers of the frames that would be read: (T, 16, 16, 1)."""
 
     def _frames(self, row_index, indices):
-        return torch.tensor(list(indices)).view(-1, 1, 1, 1).expand(-1, 1, 48, 64)
+        return torch.tensor(list(indices), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 16, 16, 1)
 
 
 def _of(clip):
@@ -197,6 +197,25 @@ def test_cache_changes_nothing(index):
     assert len(cached._cache) == 3
 
 
+def test_cutting_later_changes_nothing(index):
+    policy = ClipPolicy(9, 2, 32, crop="random", flip=True)
+    now, later = Clips(index, policy, 3, cache_gib=0), Clips(index, policy, 3, cache_gib=0, uncut=True)
+    for i in range(4):
+        a, b = now.at(i), later.at(i)
+        assert a.cut is None and b.video.shape[0] == 9 and b.video.shape[-1] == 3 and b.video.shape[1] > 32
+        assert torch.equal(b.cut.of(b.video), a.video)
+    assert Clips(index, policy, 3, uncut=True).at(0).cut is None  # what is in memory is resized already
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cutting_on_cuda_is_within_a_level(index):
+    clips = Clips(index, ClipPolicy(9, 2, 64, crop="random", flip=True), 3, cache_gib=0, uncut=True)
+    for clip in map(clips.at, range(4)):
+        here, there = clip.cut.of(clip.video), clip.cut.of(clip.video.cuda()).cpu()
+        assert (here.int() - there.int()).abs().max() <= 1
+
+
 def test_cache_changes_nothing_in_avi(real_data):
     index = build_index(real_data / "ucf101_mini" / "UCF-101" / "Biking")
     policy = ClipPolicy(9, 2, 64, crop="random")
@@ -230,7 +249,7 @@ def test_random_crops_reach_both_sides():
 
     class Columns(Clips):
         def _frames(self, row_index, indices):
-            return torch.arange(21).expand(len(indices), 1, 16, 21)
+            return torch.arange(21, dtype=torch.uint8).view(1, 1, 21, 1).expand(len(indices), 16, 21, 1)
 
     index = Index(Path("nowhere"), "none", [row])
     lefts = Counter(int(Columns(index, ClipPolicy(1, 1, 16, "random"), 0).at(i).video[0, 0, 0, 0]) for i in range(120))
