@@ -167,6 +167,16 @@ def test_bf16_stays_near_fp32(name, tiny):
         assert relative(model.decode(z, num_frames=5).sample, y) < BF16
 
 
+@pytest.mark.parametrize("name", DISCRETE)
+def test_codes_decode_in_bf16_near_fp32(name, tiny):
+    """(From the same codes: near ties between two codes may fall either way.)"""
+    model, x = tiny(name), clip(name, 8)
+    codes = model.codes(x)
+    half = tiny(name, torch.bfloat16)
+    assert relative(half.decode(codes).sample, model.decode(codes).sample) < BF16
+    assert half.codes(x.bfloat16()).shape == codes.shape
+
+
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_checkpointing_changes_no_gradient(name, tiny):
     x = clip(name, 5, dtype=torch.float64)
