@@ -117,7 +117,7 @@ def comparison(model: VideoVAE, source: DiffusersVAE, mode: str) -> str:
 
 
 def reasons(model: VideoVAE, source: DiffusersVAE, mode: str) -> list[str]:
-    """Why an image does not go through both alike (see vae/inflate.py)."""
+    """Why an image does not go through both alike (see vae/inflation.py)."""
     c, groups = model.options, source.inner.config.norm_num_groups
     theirs = sorted({(n, norm_groups(n)) for n in source.inner.config.block_out_channels if norm_groups(n) != groups})
     found = [f"norms of {n} channels have {own} groups here and {groups} there" for n, own in theirs]
