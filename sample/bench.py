@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lvdm.cli import program
-from lvdm.data.clips import ClipPolicy, Clips, Window, resize
+from lvdm.data.clips import ClipPolicy, Clips, Window, crop, resize
 from lvdm.data.index import open_index
 from lvdm.files import write_text
 from lvdm.latents import LatentStore, sample_posterior
@@ -107,9 +107,7 @@ def plain(clips: Clips, window: Window) -> torch.Tensor:
     row, size = clips.rows[window.row_index], clips.policy.size
     reader = decord.VideoReader(str(clips.index.root / row.path), num_threads=1)
     frames = torch.from_numpy(reader.get_batch(clips.policy.places(row, window.start)).asnumpy())
-    small = resize(frames, size)
-    top, left = ((n - size + 1) // 2 for n in small.shape[-2:])
-    return small[:, :, top : top + size, left : left + size].transpose(0, 1).contiguous()
+    return crop(resize(frames, size), size).transpose(0, 1).contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

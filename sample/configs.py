@@ -150,8 +150,8 @@ class Evaluate(Videos):
 class Demo:
     """The whole job at a small size, on real clips: index, VAE stages 1 and 2, latents, DiT, samples, metrics, report.
 
-    Takes about five minutes on two CPU cores, uses a CUDA device where there is one. The same command again skips what
-    is finished and resumes what is not. `--plan` prints the steps.
+    Takes five to seven minutes on two CPU cores, uses a CUDA device where there is one. The same command again skips
+    what is finished and resumes what is not. `--plan` prints the steps.
     """
 
     videos: str = ""

@@ -9,7 +9,7 @@ import torch
 import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
-from lvdm.data.clips import Clip, ClipPolicy, Clips, Window
+from lvdm.data.clips import Clip, ClipPolicy, Clips, Window, crop
 from lvdm.data.index import Index
 from lvdm.data.reader import probe
 from lvdm.data.stream import pad_to, read_pieces
@@ -105,7 +105,7 @@ def encode_file(config: Latents) -> Path:
         nonlocal size
         with bar("encode", count) as progress:
             for piece in read_pieces(config.videos, source, config.size or 0, stride):
-                piece = center_crop(piece, config.size) if config.size else piece
+                piece = crop(piece, config.size) if config.size else piece
                 size = tuple(piece.shape[-2:])
                 yield pad_to(piece.to(model.device), model.spec.space_factor)
                 progress.advance(piece.shape[2])
@@ -122,12 +122,6 @@ def encode_file(config: Latents) -> Path:
     accelerators.close(accelerator)
     print(f"{path}: {count} frames of {size[0]}x{size[1]}, latent {tuple(latent.shape)}")
     return path
-
-
-def center_crop(video: torch.Tensor, size: int) -> torch.Tensor:
-    """The middle `size` x `size` pixels of (..., H, W)."""
-    top, left = ((n - size) // 2 for n in video.shape[-2:])
-    return video[..., top : top + size, left : left + size]
 
 
 def choose(config: Latents, index: Index) -> tuple[Clips, list[Window]]:

@@ -25,12 +25,6 @@ CLASSES = (None, "CausalVAEModel", "CVVAEModel")
 """What the config.json of a folder of official weights says; others are read elsewhere."""
 
 
-def family_of(keys: Iterable[str]) -> str | None:
-    """The registry name of the family whose official weights have such keys, wrapped or not; None where none has."""
-    layout = _layout_of(_unprefixed(keys))
-    return layout and layout.family
-
-
 def explain(folder: str) -> str:
     """What the weights of an export folder look like, for an error about their not fitting its config; or nothing."""
     own = _config(Path(folder)).get("_class_name")

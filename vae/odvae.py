@@ -40,7 +40,7 @@ VARIANTS = {  # kinds of the encoder's and the decoder's levels, and of their mi
 
 
 class ODFamily(VideoVAE):
-    """What OD-VAE and UniVAE share: 4x8x8 compression, T = 4n + 1 frames, time halved after levels 1 and 2."""
+    """What OD-VAE, its predecessors and UniVAE share: 4x8x8 compression, T = 4n + 1 frames, convolutions around z."""
 
     def _build(
         self,

@@ -8,9 +8,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from lvdm.errors import UserError
-from vae.base import VideoVAE
 from vae.blocks import CUBE, FRAME, POINT, CausalConv3d, FrameAttention, Norm, StreamState, Upsample
-from vae.odvae import ALL_2D_OUTSIDE, check_options
+from vae.odvae import ALL_2D_OUTSIDE, ODFamily, check_options
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
 
@@ -20,7 +19,7 @@ RELEASES = {  # kinds of the encoder's levels; its first kernel; the levels that
 }
 
 
-class OSPVAE(VideoVAE):
+class OSPVAE(ODFamily):
     """The VAE of Open-Sora-Plan 1.0 or 1.1 ("VAE-OSP" in table 1 of CV-VAE): 4x8x8 compression, T = 4n + 1 frames.
 
     Args:
@@ -66,16 +65,6 @@ class OSPVAE(VideoVAE):
             latent_std=tuple(c.latent_std or (1 / 0.18215,) * c.z),
             inexact="its norms take the statistics of the whole clip and its upsampling looks ahead",
         )
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.decoder.conv_out.weight
-
-    def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        return self.quant_conv(self.encoder(x, state))
-
-    def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        return self.decoder(z, state)
 
 
 class Down(nn.Module):

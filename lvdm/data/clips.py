@@ -139,9 +139,7 @@ class Cut(NamedTuple):
     def of(self, frames: Tensor) -> Tensor:
         """uint8 (T, H, W, 3), on any device -> uint8 (3, T, size, size). CUDA may round to the next level of 255."""
         small = resize(frames, self.size)
-        places = zip((self.top, self.left), small.shape[-2:], strict=True)
-        y, x = (int(part * (room - self.size + 1)) for part, room in places)
-        video = small[:, :, y : y + self.size, x : x + self.size].transpose(0, 1)
+        video = crop(small, self.size, self.top, self.left).transpose(0, 1)
         return (video.flip(-1) if self.flip else video).contiguous()
 
 
@@ -299,6 +297,12 @@ def resize(frames: Tensor, size: int) -> Tensor:
         pictures = F.interpolate(pictures.float(), shape, mode="bilinear", antialias=True)
         return pictures.round().clamp(0, 255).to(torch.uint8)
     return F.interpolate(pictures, shape, mode="bilinear", antialias=True)
+
+
+def crop(pictures: Tensor, size: int, top: float = 0.5, left: float = 0.5) -> Tensor:
+    """`size` x `size` pixels of (..., H, W); `top` and `left` are 0 to 1 over all places there are, 0.5 the centre."""
+    y, x = (int(part * (room - size + 1)) for part, room in zip((top, left), pictures.shape[-2:], strict=True))
+    return pictures[..., y : y + size, x : x + size]
 
 
 def _fit(height: int, width: int, size: int) -> tuple[int, int]:

@@ -68,9 +68,6 @@ def test_total_is_the_sum_of_the_phases():
     assert config.total == 40 and [phase.batch for phase in config.phases] == [8, 8]
 
 
-RECIPES = {"vae": TrainVAE, "odvae": TrainVAE, "refine": TrainRefine, "latents": Latents, "dit": TrainDiT}
-
-
 @pytest.mark.parametrize(
     "path", sorted(configs_root().rglob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
