@@ -18,7 +18,8 @@ def build(name: str, **overrides: Any) -> Any:
 
 
 def load(spec: str) -> Any:
-    """The trained transformer that `spec` names: a run folder, an export folder or a hub id (see `Registry.load`)."""
+    """The trained transformer that `spec` names: a run folder, an export folder, a hub id or a checkpoint of Latte's
+    authors (see `Registry.load` and dit/official.py)."""
     return registry.load(spec)
 
 
@@ -36,3 +37,5 @@ _TINY = {"depth": 2, "width": 32, "heads": 2}
 for _name, _size in _LATTE.items():
     for _patch in (2, 4, 8):
         registry.add(f"latte-{_name}/{_patch}", "dit.latte:Latte", tiny=_TINY, defaults={**_size, "patch": _patch})
+
+registry.add_reader("dit.official:read")

@@ -82,7 +82,7 @@ class Head(nn.Module):
 
 
 class Latte(ModelMixin, ConfigMixin):
-    """Noisy latents (B, C, T, H, W) to predicted noise, with `learn_sigma` to noise and variance (B, 2C, T, H, W).
+    """Noisy latents (B, C, T, H, W) to predicted noise or flow, with `learn_sigma` also the variance: (B, 2C, T, H, W).
 
     Config:
         in_channels: latent channels C.
@@ -95,6 +95,7 @@ class Latte(ModelMixin, ConfigMixin):
         condition: "none", or "class" with `num_classes` labels.
         label_dropout: rate at which training replaces labels by the null class; 0 leaves no null class.
         learn_sigma: whether the variance is predicted too.
+        objective: what the output means, for samplers: "noise", or the velocity of a "flow" (then without variance).
         latents: what it was trained on, carried for samplers and not used here: the VAE's hash, the latents' mean and
             std, frames, fps and class names (see `lvdm.latents.LatentSpace`).
 
@@ -119,6 +120,7 @@ class Latte(ModelMixin, ConfigMixin):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         learn_sigma: bool = True,
+        objective: str = "noise",
         latents: dict | None = None,
     ):
         super().__init__()
@@ -140,44 +142,64 @@ class Latte(ModelMixin, ConfigMixin):
         """The model's prediction for the latents `x` (B, C, T, H, W) at `timestep` (B,), int or float in 0..999.
 
         `condition` holds B labels for a class-conditional model; None is the same as `Condition()`.
+        Joint training with images appends I of them, frames of other videos, to those of `x`, which is then
+        (B, C, T + I, H, W) like the result: temporal blocks do not see them, and each has its own label.
         Raises UserError when the shape or the kind of condition is not the config's.
         """
-        config = self.config
-        if tuple(x.shape[1:]) != (config.in_channels, config.frames, *config.size):
-            raise UserError(
-                f"Latte was built for latents (B, {config.in_channels}, {config.frames}, {config.size[0]}, "
-                f"{config.size[1]}) but got {tuple(x.shape)}: build it with in_channels, frames and size to fit"
-            )
-        dtype = self.patch_embed.weight.dtype
-        vector = self._embed(timestep, condition or Condition())
-        x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=config.patch, q=config.patch)
-        # Under autocast this leaves the residual stream in fp32; in a bf16 module it is bf16.
-        x = self.patch_embed(x.to(dtype)) + self.space_table.to(dtype)
-        for i, block in enumerate(self.blocks):
-            if i == 1:  # once, before the first temporal block
-                x = x + self.time_table.to(dtype)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, vector)
-            else:
-                x = block(x, vector)
-        rows = config.size[0] // config.patch
-        x = self.head(x, vector)
-        return rearrange(x, "b t (h w) (p q c) -> b c t (h p) (w q)", h=rows, p=config.patch, q=config.patch)
+        condition, frames = condition or Condition(), self.config.frames
+        images = self._check_input(x, condition)
+        out = self._denoise(x[:, :, :frames], self._embed(timestep, condition.labels), [*self.blocks])
+        if images:
+            # To a spatial block a frame is a sequence of its own, so an image is a video of one frame.
+            stills = rearrange(x[:, :, frames:], "b c i h w -> (b i) c 1 h w")
+            labels = None if condition.image_labels is None else condition.image_labels.flatten()
+            vector = self._embed(timestep.repeat_interleave(images), labels)
+            stills = self._denoise(stills, vector, [*self.blocks][::2])
+            out = torch.cat([out, rearrange(stills, "(b i) c 1 h w -> b c i h w", i=images)], dim=2)
+        return out
 
     def set_attention_backend(self, backend: str) -> None:
         """Which kernel of dit/attention.py all blocks use, "sdpa" at first; it is not part of config or checkpoint."""
         for block in self.blocks:
             block.attention.backend = check_backend(backend)
 
-    def _embed(self, timestep: Tensor, condition: Condition) -> Tensor:
-        """The vector (B, D) of timestep and condition, after the SiLU that all modulations share."""
+    def _check_input(self, x: Tensor, condition: Condition) -> int:
+        """The number of images that follow the frames of each video; raises UserError for input that does not fit."""
+        c = self.config
+        if x.ndim != 5 or (x.shape[1], *x.shape[3:]) != (c.in_channels, *c.size) or x.shape[2] < c.frames:
+            raise UserError(
+                f"Latte was built for latents (B, {c.in_channels}, {c.frames}, {c.size[0]}, {c.size[1]}) but got "
+                f"{tuple(x.shape)}: build it with in_channels, frames and size to fit"
+            )
+        images, labels, image_labels = x.shape[2] - c.frames, condition.labels, condition.image_labels
+        if c.condition == "none" and not (labels is None and image_labels is None):
+            raise UserError("this Latte has condition='none' but labels were given")
+        if c.condition == "class" and labels is None:
+            raise UserError("this Latte has condition='class' but none was given")
+        if c.condition == "class" and images != (0 if image_labels is None else image_labels.shape[1]):
+            found = "none" if image_labels is None else tuple(image_labels.shape)
+            raise UserError(f"{images} images follow each video: expected image_labels (B, {images}), got {found}")
+        return images
+
+    def _denoise(self, x: Tensor, vector: Tensor, blocks: list[Block]) -> Tensor:
+        """The prediction for latents `x` (B, C, t, H, W) under conditions `vector` (B, D), by these of our blocks."""
+        rows, patch, dtype = self.config.size[0] // self.config.patch, self.config.patch, self.patch_embed.weight.dtype
+        x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=patch, q=patch)
+        # Under autocast this leaves the residual stream in fp32; in a bf16 module it is bf16.
+        x = self.patch_embed(x.to(dtype)) + self.space_table.to(dtype)
+        for block in blocks:
+            if block is self.blocks[1]:  # once, before the first temporal block
+                x = x + self.time_table.to(dtype)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, vector)
+            else:
+                x = block(x, vector)
+        return rearrange(self.head(x, vector), "b t (h w) (p q c) -> b c t (h p) (w q)", h=rows, p=patch, q=patch)
+
+    def _embed(self, timestep: Tensor, labels: Tensor | None) -> Tensor:
+        """The vector (B, D) of timestep and label, after the SiLU that all modulations share."""
         vector = self.time_embed(timestep)
-        if (self.label_embed is None) != (condition.labels is None):
-            given = "none was given" if condition.labels is None else "labels were given"
-            raise UserError(f"this Latte has condition={self.config.condition!r} but {given}")
-        if self.label_embed is not None:
-            vector = vector + self.label_embed(condition)
-        return F.silu(vector)
+        return F.silu(vector if labels is None else vector + self.label_embed(labels))
 
     def _set_tables(self, device: torch.device | None = None) -> None:
         """Fixed position tables (N, D) and (T, 1, D), on the default device at first.
@@ -222,3 +244,7 @@ def _check(config) -> None:
         raise UserError(f"condition={config.condition!r}: expected 'none' or 'class'")
     if config.condition == "class" and config.num_classes < 1:
         raise UserError("condition='class' needs num_classes: the number of labels in the data")
+    if config.objective not in ("noise", "flow"):
+        raise UserError(f"objective={config.objective!r}: expected 'noise' or 'flow'")
+    if config.objective == "flow" and config.learn_sigma:
+        raise UserError("objective='flow' has no variance to learn: set learn_sigma=False with it")

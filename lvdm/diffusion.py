@@ -1,28 +1,31 @@
-"""Denoising diffusion in discrete time: noising, the training losses, the sampler, guidance. Knows no model.
+"""What a denoiser learns: how data are noised, which timesteps are drawn, and the loss. Knows no model.
 
-Noise prediction with a learned variance (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", here DDPM; Nichol
-& Dhariwal 2021, "Improved DDPM"), as DiT and Latte train it. Tensors are (B, C, ...); schedules are computed in fp64.
+"noise" is noise prediction with a learned variance (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", here
+DDPM; Nichol & Dhariwal 2021, "Improved DDPM"), as DiT and Latte train it; "flow" is rectified flow (Liu et al. 2022)
+with the timesteps of Stable Diffusion 3 (Esser et al. 2024). Tensors are (B, C, ...); schedules are computed in fp64.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lvdm.errors import UserError
+from lvdm.errors import UserError, nearest
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+# ----------------------------------------------------------------------------------------------------------------------
+# Noise prediction
 
 
 def _at(table: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """`table` (steps,) read at `t` (B,), fp32, shaped to broadcast against `x` (B, ...)."""
-    return table.float().to(x.device)[t.to(x.device)].view(-1, *[1] * (x.ndim - 1))
+    """`table` (steps,) read at `t` (B,), shaped to broadcast against `x` (B, ...)."""
+    return table[t.to(x.device)].view(-1, *[1] * (x.ndim - 1))
 
 
-class _Chain:
-    """The Gaussians of a chain of noise levels: `alphas_cumprod` (steps,) fp64, falling; t counts its steps."""
+class Chain:
+    """The Gaussians of a chain of noise levels: `alphas_cumprod` (steps,) fp64, falling; t counts its steps.
+
+    Its tables are made in fp64 and read in fp32, after `to(device)`.
+    """
 
     def __init__(self, alphas_cumprod: Tensor):
         previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
@@ -35,6 +38,12 @@ class _Chain:
         variance = betas * (1 - previous) / (1 - alphas_cumprod)
         self.log_variance = torch.cat([variance[1:2], variance[1:]]).log()
         self.log_betas = betas.log()
+
+    def to(self, device: torch.device | str) -> "Chain":
+        """This chain, its tables moved to `device` in fp32; they stay there, so that no step has to copy them."""
+        for name, table in vars(self).items():
+            setattr(self, name, table.to(device, torch.float32))
+        return self
 
     def x0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The clean data that `eps` implies, not clipped: latents do not live in [-1, 1]."""
@@ -51,17 +60,22 @@ class _Chain:
 
 
 class GaussianDiffusion:
-    """Diffusion in `steps` steps with betas linear from 1e-4 to 0.02; t is 0..steps-1, and 0 the cleanest."""
+    """Diffusion in `steps` steps with betas linear from `beta_start` to `beta_end`; t is 0..steps-1, 0 the cleanest."""
 
-    def __init__(self, steps: int = 1000):
+    def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02):
         self.steps = steps
-        betas = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64, device="cpu")
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64, device="cpu")
         self.alphas_cumprod = (1 - betas).cumprod(0)
-        self._chain = _Chain(self.alphas_cumprod)
+        self._chain = Chain(self.alphas_cumprod)
+
+    def timestep(self, generator: torch.Generator) -> Tensor:
+        """A training sample's timestep, int64 (), uniform over all steps."""
+        return torch.randint(self.steps, (), generator=generator)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alphabar_t) x0 + sqrt(1 - alphabar_t) noise (DDPM equation 4), for x0 (B, C, ...) and t (B,)."""
-        return _at(self._chain.signal, t, x0) * x0 + _at(self._chain.noise, t, x0) * noise
+        chain = self._chain.to(x0.device)
+        return _at(chain.signal, t, x0) * x0 + _at(chain.noise, t, x0) * noise
 
     def losses(self, model_output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The losses of each sample, (B,) fp32: "loss", its part "mse" and, if the variance is learned, "vlb".
@@ -71,7 +85,7 @@ class GaussianDiffusion:
         variational bound in bits a dimension; "loss" is their sum. The bound teaches the variance alone, so the
         predicted noise is detached in it (Improved DDPM, section 3.1, with the weight 1 that DiT and Latte train with).
         """
-        eps, v = _split(model_output, x0.shape[1])
+        eps, v = split_variance(model_output, x0.shape[1])
         mse = _mean(torch.square(eps - noise.float()))
         if v is None:
             return {"loss": mse, "mse": mse}
@@ -80,7 +94,7 @@ class GaussianDiffusion:
 
     def _bound(self, eps: Tensor, v: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), at t = 0 -log p(x_0 | x_t); (B,) in bits a dimension."""
-        chain = self._chain
+        chain = self._chain.to(x0.device)
         mean = chain.mean(chain.x0(x_t, t, eps), x_t, t)
         log_variance = chain.learned_log_variance(v, t)
         true_mean, true_log_variance = chain.mean(x0, x_t, t), _at(chain.log_variance, t, x_t)
@@ -89,50 +103,9 @@ class GaussianDiffusion:
         nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         return torch.where(t.to(x0.device) == 0, _mean(nll), _mean(kl)) / math.log(2)
 
-    def respaced(self, steps: int) -> list[int]:
-        """The `steps` timesteps, rising, that a shorter sampler visits: evenly spread from 0 to the last one.
 
-        Raises UserError unless 1 <= steps <= self.steps.
-        """
-        if not 1 <= steps <= self.steps:
-            raise UserError(f"{steps} sampling steps: expected 1 to {self.steps}")
-        last = self.steps - 1
-        return [round(i * last / (steps - 1)) for i in range(steps)] if steps > 1 else [last]
-
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Denoiser,
-        shape: Sequence[int],
-        steps: int,
-        generators: Sequence[torch.Generator],
-        device: torch.device | str = "cpu",
-        on_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Ancestral sampling (DDPM algorithm 2) in `steps` respaced steps with the learned variance.
-
-        `model(x, t)` takes x (B, *shape) fp32 and t (B,) int64, the original timesteps, and returns (B, 2C, ...), or
-        (B, C, ...) for the fixed variance beta. There is one CPU generator a video and B of them; a video's noise comes
-        from its own alone. `on_step(done)` is called after each step. Returns (B, *shape) fp32, x0 never clipped.
-        """
-        timesteps = self.respaced(steps)
-        chain = _Chain(self.alphas_cumprod[timesteps])
-        x = _noise(shape, generators, device)
-        for i in reversed(range(steps)):
-            step = torch.full((len(x),), i, device=device)
-            eps, v = _split(model(x, torch.full_like(step, timesteps[i])), x.shape[1])
-            mean = chain.mean(chain.x0(x, step, eps), x, step)
-            if i > 0:
-                log_variance = chain.learned_log_variance(torch.ones_like(x) if v is None else v, step)
-                mean = mean + torch.exp(0.5 * log_variance) * _noise(shape, generators, device)
-            x = mean
-            if on_step is not None:
-                on_step(steps - i)
-        return x
-
-
-def _split(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """The predicted noise and the variance's v, None where the model has none, in fp32."""
+def split_variance(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """The prediction's first `channels`, (B, channels, ...), and the variance's v, None if it has no more; fp32."""
     eps, v = model_output[:, :channels].float(), model_output[:, channels:].float()
     return eps, v if v.shape[1] else None
 
@@ -140,11 +113,6 @@ def _split(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
 def _mean(x: Tensor) -> Tensor:
     """The mean of each sample, (B,)."""
     return x.flatten(1).mean(1)
-
-
-def _noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str) -> Tensor:
-    """Standard normal (B, *shape) fp32, row i from generator i."""
-    return torch.stack([torch.randn(*shape, generator=g, device="cpu") for g in generators]).to(device)
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -163,31 +131,42 @@ def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> T
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Guidance
+# Rectified flow
 
 
-class Guidable(Protocol):
-    """A batch of conditions that guidance can double."""
+class RectifiedFlow:
+    """Straight paths x_s = (1 - s) x0 + s noise; the model learns their velocity, noise - x0. t = 1000 s, fp32."""
 
-    def null_like(self) -> "Guidable": ...
+    def timestep(self, generator: torch.Generator) -> Tensor:
+        """A training sample's timestep, fp32 () in (0, 1000): s is logit-normal, of mean 0 and deviation 1."""
+        return 1000 * torch.sigmoid(torch.randn((), generator=generator))
 
-    def cat(self, other: "Guidable") -> "Guidable": ...
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The point of the path at t (B,) in [0, 1000], for `x0` and `noise` (B, C, ...); 0 is the data."""
+        s = (t / 1000).to(x0.device).view(-1, *[1] * (x0.ndim - 1))
+        return (1 - s) * x0 + s * noise
+
+    def losses(self, model_output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The losses of each sample, (B,) fp32: "mse", the mean squared error of the velocity, and the equal "loss".
+
+        `model_output` is (B, C, ...), as `x0` and `noise` are; where it has more channels, UserError: no variance is
+        learned. `x_t` and `t` are those of `GaussianDiffusion.losses` and not needed.
+        """
+        velocity, v = split_variance(model_output, x0.shape[1])
+        if v is not None:
+            raise UserError("objective=flow: the model predicts a variance too; build it with learn_sigma=false")
+        mse = _mean(torch.square(velocity - (noise.float() - x0.float())))
+        return {"loss": mse, "mse": mse}
 
 
-def guided(model: Callable[..., Tensor], condition: Guidable, scale: float) -> Denoiser:
-    """`model(x, t, condition)` as a `model(x, t)` with classifier-free guidance (Ho & Salimans 2022).
+# ----------------------------------------------------------------------------------------------------------------------
+# By name
 
-    The noise becomes null + scale * (conditional - null) in all its channels, in fp32; a predicted variance is the
-    conditional one. Both come from one doubled batch; at scale 1 the model is called as it is.
-    """
-    if scale == 1:
-        return lambda x, t: model(x, t, condition)
-    doubled = condition.cat(condition.null_like())
+OBJECTIVES = {"noise": GaussianDiffusion, "flow": RectifiedFlow}
 
-    def denoise(x: Tensor, t: Tensor) -> Tensor:
-        conditional, null = model(torch.cat([x, x]), torch.cat([t, t]), doubled).float().chunk(2)
-        c = x.shape[1]
-        eps = null[:, :c] + scale * (conditional[:, :c] - null[:, :c])
-        return torch.cat([eps, conditional[:, c:]], dim=1)
 
-    return denoise
+def objective(name: str) -> GaussianDiffusion | RectifiedFlow:
+    """The objective of that name; UserError for a name that is not in OBJECTIVES."""
+    if name not in OBJECTIVES:
+        raise UserError(f"objective={name}: unknown{nearest(name, OBJECTIVES)}; known: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]()

@@ -1,26 +1,21 @@
 """Official checkpoints, read into our models and written back, by the tables of vae/layouts.py."""
 
 import json
-import pickle
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from re import search, sub
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vae
 from lvdm.errors import UserError
+from lvdm.torchfile import SUFFIXES, differences, read_tree, state_dict, weight_file
 from vae.base import VideoVAE
 from vae.layouts import LAYOUTS, Layout, Options, State
 
-SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-"""Of weight files; of those in a folder the first kind is taken."""
 CLASSES = (None, "CausalVAEModel", "CVVAEModel")
 """What the config.json of a folder of official weights says; others are read elsewhere."""
 
@@ -88,7 +83,7 @@ def convert(state: State, config: Options | None = None, origin: str = "these we
         raise UserError(f"{origin}: {layout.family} by its keys, but not whole ({error})") from None
     links = list(_links(model, layout))
     shapes = {key: shape for _, theirs in links for key, shape in theirs.items()}
-    wrong = _differences({key: t.shape for key, t in state.items() if key not in layout.buffers(model)}, shapes)
+    wrong = differences({key: t.shape for key, t in state.items() if key not in layout.buffers(model)}, shapes)
     if wrong:
         raise UserError(f"{origin}: {layout.family} by its keys, but not its weights: {wrong}")
     shapes, weights = {key: tensor.shape for key, tensor in model.state_dict().items()}, {}
@@ -152,21 +147,6 @@ def _restacked(tensors: Iterable[Tensor], shapes: Mapping[str, tuple[int, ...]])
     return {key: part.reshape(shape).clone() for (key, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """What is missing, unexpected or of another shape, in words: how many, and the first five."""
-    wrong = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
-            f"{key}: {tuple(found[key])}, expected {shape}"
-            for key, shape in expected.items()
-            if key in found and tuple(found[key]) != shape
-        ],
-    }
-    parts = (f"{len(v)} {what} ({'; '.join(v[:5])}{'; ...' if len(v) > 5 else ''})" for what, v in wrong.items() if v)
-    return ", ".join(parts)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
@@ -177,28 +157,24 @@ def read(spec: str) -> VideoVAE | None:
     Says on stderr what it found. None where `spec` is something else (a run, an export, a hub id, a folder of
     diffusers). UserError for a file that is damaged, asks to unpickle more than tensors, or is of no known family.
     """
-    file = _weight_file(Path(spec).expanduser())
+    folder = Path(spec).expanduser()
+    file = _only_weights(folder) if folder.is_dir() else weight_file(spec)
     if file is None:
         return None
-    state, note = _unwrapped(_tensors(file), file)
+    state, note = state_dict(read_tree(file), file, "ema_state_dict", ("state_dict", "gen_model"))
     model, title = convert(state, _config(file.parent), str(file))
     print(f"{file}: {title}, {note}{sum(p.numel() for p in model.parameters()):,} parameters", file=sys.stderr)
     return model
 
 
-def _weight_file(path: Path) -> Path | None:
-    if path.is_dir():
-        if _config(path).get("_class_name") not in CLASSES:
-            return None
-        files = next((found for suffix in SUFFIXES if (found := sorted(path.glob(f"*{suffix}")))), [])
-        if len(files) > 1:
-            raise UserError(f"{path}: several weight files ({', '.join(f.name for f in files[:5])}); name one of them")
-        return files[0] if files else None
-    if path.suffix in SUFFIXES and not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.is_file() and path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: expected a weight file ({', '.join(SUFFIXES)}), a run folder or an export folder")
-    return path if path.is_file() else None
+def _only_weights(folder: Path) -> Path | None:
+    """The weight file of a folder of official weights; of several kinds the first of `SUFFIXES`."""
+    if _config(folder).get("_class_name") not in CLASSES:
+        return None
+    files = next((found for suffix in SUFFIXES if (found := sorted(folder.glob(f"*{suffix}")))), [])
+    if len(files) > 1:
+        raise UserError(f"{folder}: several weight files ({', '.join(f.name for f in files[:5])}); name one of them")
+    return files[0] if files else None
 
 
 def _config(folder: Path) -> Options:
@@ -208,30 +184,3 @@ def _config(folder: Path) -> Options:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _tensors(file: Path) -> Any:
-    """What is in a file; of pickles, nothing that runs code."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{file}: holds Python objects other than tensors, which could run code and are not loaded; save its state"
-            " dict alone, best as .safetensors"
-        ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: damaged, or no checkpoint ({' '.join(str(error).split())[:150]})") from None
-
-
-def _unwrapped(tree: Any, file: Path) -> tuple[State, str]:
-    """The state dict inside what trainers save; the averaged weights where there are both."""
-    note = ""
-    if isinstance(tree, dict) and tree.get("ema_state_dict"):
-        tree, note = tree["ema_state_dict"], "EMA weights, "
-    for wrapper in ("state_dict", "gen_model"):
-        tree = tree[wrapper] if isinstance(tree, dict) and wrapper in tree else tree
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: expected a state dict, found a {type(tree).__name__}")
-    return {key: value for key, value in tree.items() if isinstance(value, Tensor)}, note

@@ -20,6 +20,18 @@ def test_batching():
     assert condition.to("meta").labels.device.type == "meta"
 
 
+def test_labels_of_images_are_dropped_by_their_own_mask_and_follow_along():
+    condition = Condition(torch.tensor([4, 0]), torch.tensor([[1, 2, 3], [0, 1, 2]]))
+    dropped = condition.drop(torch.tensor([True, False]), torch.tensor([[False, True, False], [True, False, False]]))
+    assert dropped.labels.tolist() == [-1, 0]
+    assert dropped.image_labels.tolist() == [[1, -1, 3], [-1, 1, 2]]
+    assert condition.null_like().image_labels.tolist() == [[-1] * 3] * 2
+    assert condition.cat(dropped).image_labels.tolist() == [[1, 2, 3], [0, 1, 2], [1, -1, 3], [-1, 1, 2]]
+    assert condition.to("meta").image_labels.device.type == "meta"
+    with pytest.raises(TypeError):  # no mask for the images is a mistake, not a wish
+        condition.drop(torch.tensor([True, False]))
+
+
 def test_no_condition_follows_along_but_guides_nothing():
     none = Condition()
     assert none.drop(torch.tensor([True])) == none.cat(none) == none.to("meta") == none
@@ -35,7 +47,7 @@ def test_a_label_outside_is_a_user_error(label):
 
 def test_labels_pick_rows_and_the_null_class_is_the_last():
     embedding = LabelEmbedding(num_classes=5, label_dropout=0.1, width=3)
-    rows = embedding(Condition.of_classes([4, -1, 0], 5))
+    rows = embedding(torch.tensor([4, -1, 0]))
     assert torch.equal(rows, embedding.table.weight[[4, 5, 0]])
 
 

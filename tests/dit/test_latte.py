@@ -1,6 +1,7 @@
 """Latte against a literal transcription of its equations, and the promises of its contract."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -79,10 +80,13 @@ def block(weights: dict[str, Tensor], name: str, tokens: list[Tensor], vector: T
     return results
 
 
-def reference(model: Latte, video: Tensor, timestep: int, label: int | None) -> Tensor:
-    """Latte's forward of one video (C, T, H, W), variant 1, with loops over frames, places and tokens."""
+def reference(model: Latte, video: Tensor, timestep: int, label: int | None, still: bool = False) -> Tensor:
+    """Latte's forward of one video (C, T, H, W), variant 1, with loops over frames, places and tokens.
+
+    `still` is for an image of joint training, T = 1: no temporal block sees it, and it has no place in time.
+    """
     weights, config = model.state_dict(), model.config
-    p, width, heads, frames = config.patch, config.width, config.heads, config.frames
+    p, width, heads, frames = config.patch, config.width, config.heads, video.shape[1]
     places = [(r, c) for r in range(config.size[0] // p) for c in range(config.size[1] // p)]
 
     angles = [timestep * math.exp(-math.log(10000) * i / 128) for i in range(128)]
@@ -98,7 +102,7 @@ def reference(model: Latte, video: Tensor, timestep: int, label: int | None) -> 
             position = torch.cat([sinusoid(c, width // 2), sinusoid(r, width // 2)])
             tokens[t, r, c] = affine(weights, "patch_embed", patch.flatten()) + position
 
-    for i in range(config.depth):
+    for i in range(0, config.depth, 2 if still else 1):
         if i % 2 == 0:
             sequences = [[(t, r, c) for r, c in places] for t in range(frames)]
         else:
@@ -165,7 +169,7 @@ def test_attention_back_ends_agree():
     model.set_attention_backend("math")
     assert {b.attention.backend for b in model.blocks} == {"math"}
     torch.testing.assert_close(model(x, t), sdpa, rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="known: sdpa, math"):
+    with pytest.raises(UserError, match="known: sdpa, xformers, math"):
         model.set_attention_backend("flash")
 
 
@@ -212,23 +216,142 @@ def test_norm_and_modulation_round_to_bf16_once():
     assert torch.equal(out, modulated_norm(x.float(), shift.float(), scale.float()).bfloat16())
 
 
-def gradients(model: Latte) -> tuple[list[Tensor], int]:
+def gradients(model: Latte, x: Tensor, t: Tensor) -> tuple[list[Tensor], int]:
     """Gradients of a loss, and how often blocks were entered for them."""
     calls = []
     for module in model.blocks:
         module.register_forward_pre_hook(lambda *_: calls.append(1))
-    x, t = batch()
     model(x, t).square().mean().backward()
     return [p.grad for p in model.parameters()], len(calls)
 
 
-def test_gradient_checkpointing_gives_equal_gradients():
-    plain, once = gradients(latte())
+@pytest.mark.parametrize("images", [0, 2])
+def test_gradient_checkpointing_gives_equal_gradients(images):
+    x, t = joint_batch()
+    x = x[:, :, : 3 + images]
+    plain, once = gradients(latte(), x, t)
     model = latte()
     model.enable_gradient_checkpointing()
-    recomputed, twice = gradients(model)
-    assert (once, twice) == (CONFIG["depth"], 2 * CONFIG["depth"])
+    recomputed, twice = gradients(model, x, t)
+    entered = CONFIG["depth"] + (CONFIG["depth"] // 2 if images else 0)
+    assert (once, twice) == (entered, 2 * entered)
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs were compiled since, as a function."""
+    stats = torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+    stats.clear()
+    return lambda: stats["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_are_two_kinds_and_have_equal_gradients(graphs):
+    x, t = batch()
+    plain, _ = gradients(latte(), x, t)
+    model = latte()
+    model.compile_repeated_blocks(fullgraph=True)
+    for _ in range(3):
+        model.zero_grad(set_to_none=True)
+        model(x, t).square().mean().backward()
+    assert graphs() == 2  # spatial and temporal, however many blocks and steps
+    for parameter, expected in zip(model.parameters(), plain, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+
+
+def test_compiled_blocks_keep_the_attention_switch_and_take_images(graphs):
+    x, t = joint_batch()
+    model = latte()
+    expected = model(x, t)
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    for backend in ("sdpa", "math", "sdpa"):
+        model.set_attention_backend(backend)
+        for _ in range(2):
+            torch.testing.assert_close(model(x, t), expected, rtol=1e-4, atol=1e-4)
+    assert graphs() == 6  # for each back end: spatial blocks for videos and for images, temporal ones
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Joint training with images
+
+IMAGES = {"labels": torch.tensor([2, -1]), "image_labels": torch.tensor([[0, -1], [4, 3]])}
+
+
+def joint_batch(seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Two videos of three frames, two images behind each."""
+    x, t = batch(seed=seed)
+    images = torch.randn(2, 4, 2, 4, 8, generator=torch.Generator().manual_seed(100 + seed))
+    return torch.cat([x, images], dim=2), t
+
+
+@pytest.mark.parametrize("overrides", [{}, CLASSES], ids=["none", "class"])
+@torch.no_grad()
+def test_images_equal_the_equations_without_time(overrides):
+    model = latte(**overrides)
+    x, t = joint_batch()
+    out = model(x, t, Condition(**IMAGES) if overrides else None)
+    assert out.shape == (2, 8, 5, 4, 8)
+    for i in range(2):
+        for j in range(2):
+            label = int(IMAGES["image_labels"][i, j]) % 6 if overrides else None  # -1 is the last row
+            expected = reference(model, x[i, :, 3 + j : 4 + j], int(t[i]), label, still=True)
+            atol = 1e-5 * float(expected.abs().max())
+            torch.testing.assert_close(out[i, :, 3 + j : 4 + j], expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("overrides", [{}, CLASSES], ids=["none", "class"])
+@torch.no_grad()
+def test_images_change_no_bit_of_the_videos(overrides):
+    model = latte(**overrides)
+    x, t = joint_batch()
+    joint = model(x, t, Condition(**IMAGES) if overrides else None)
+    alone = model(x[:, :, :3], t, Condition(IMAGES["labels"]) if overrides else None)
+    assert torch.equal(joint[:, :, :3], alone)
+
+
+@torch.no_grad()
+def test_images_are_independent_of_one_another_and_of_the_videos():
+    model = latte(**CLASSES)
+    x, t = joint_batch()
+    others, _ = joint_batch(seed=2)
+    out = model(x, t, Condition(**IMAGES))
+    others[:, :, 4] = x[:, :, 4]  # all but the second image of each video is another
+    labels = torch.tensor([[1, -1], [1, 3]])
+    again = model(others, t, Condition(torch.tensor([0, 0]), labels))
+    assert torch.equal(again[:, :, 4], out[:, :, 4])
+    assert not torch.equal(again[:, :, 3], out[:, :, 3])
+
+
+def test_modulation_is_computed_once_a_video_and_once_an_image():
+    model, rows = latte(), []
+    for block in model.blocks:
+        block.modulation.register_forward_pre_hook(lambda _, inputs: rows.append(tuple(inputs[0].shape)))
+    model(*joint_batch())
+    assert rows == [(2, 24)] * 4 + [(4, 24)] * 2  # all blocks for the videos, the spatial ones for the images
+
+
+def test_images_train_all_but_the_temporal_blocks():
+    model = latte(**CLASSES)
+    x, t = joint_batch()
+    model(x, t, Condition(**IMAGES))[:, :, 3:].square().mean().backward()
+    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    temporal = {n for n, _ in model.named_parameters() if n.startswith(("blocks.1.", "blocks.3."))}
+    assert still - {n for n in still if n.endswith("qkv.bias")} == {n for n in temporal if not n.endswith("qkv.bias")}
+
+
+def test_input_with_images_that_does_not_fit_is_a_user_error():
+    x, t = joint_batch()
+    with pytest.raises(UserError, match=r"2 images follow each video: expected image_labels \(B, 2\), got none"):
+        latte(**CLASSES)(x, t, Condition(IMAGES["labels"]))
+    with pytest.raises(UserError, match=r"0 images follow each video: expected .*, got \(2, 2\)"):
+        latte(**CLASSES)(x[:, :, :3], t, Condition(**IMAGES))
+    with pytest.raises(UserError, match="condition='class' but none was given"):
+        latte(**CLASSES)(x, t, Condition(None, IMAGES["image_labels"]))
+    with pytest.raises(UserError, match="condition='none' but labels were given"):
+        latte()(x, t, Condition(None, IMAGES["image_labels"]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -282,11 +405,20 @@ def test_built_on_the_meta_device_it_gets_its_tables_with_its_weights(assign):
         ({"size": (4, 7)}, r"size=\(4, 7\): expected multiples of patch=2"),
         ({"condition": "text"}, "condition='text'"),
         ({"condition": "class"}, "needs num_classes"),
+        ({"objective": "x0"}, "objective='x0': expected 'noise' or 'flow'"),
+        ({"objective": "flow"}, "objective='flow' .*: set learn_sigma=False"),
     ],
 )
 def test_a_config_that_makes_no_model_is_a_user_error(overrides, message):
     with pytest.raises(UserError, match=message):
         Latte(**{**CONFIG, **overrides})
+
+
+def test_the_objective_is_kept(tmp_path):
+    model = Latte(**CONFIG, objective="flow", learn_sigma=False)
+    model.save_pretrained(tmp_path)
+    assert Latte.from_pretrained(tmp_path).config.objective == "flow"
+    assert Latte(**CONFIG).config.objective == "noise"
 
 
 def test_input_that_does_not_fit_is_a_user_error():

@@ -1,4 +1,4 @@
-"""The diffusion maths against closed forms: schedule, losses, sampler, guidance."""
+"""The objectives against closed forms: noise levels, paths, drawn timesteps, losses."""
 
 import math
 
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from lvdm.diffusion import GaussianDiffusion, guided
+from lvdm.diffusion import OBJECTIVES, GaussianDiffusion, RectifiedFlow, objective
 from lvdm.errors import UserError
 from lvdm.rng import generator
 
 DIFFUSION = GaussianDiffusion()
+FLOW = RectifiedFlow()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -37,19 +38,13 @@ def test_noise_is_added_at_the_level_of_each_row():
         torch.testing.assert_close(x_t[i], math.sqrt(level) * x0[i] + math.sqrt(1 - level) * noise[i])
 
 
-def test_respaced_timesteps():
-    timesteps = DIFFUSION.respaced(250)
-    assert timesteps[:4] == [0, 4, 8, 12] and timesteps[-2:] == [995, 999]
-    assert len(set(timesteps)) == 250
-    assert DIFFUSION.respaced(1000) == list(range(1000))
-    assert DIFFUSION.respaced(2) == [0, 999]
-    assert DIFFUSION.respaced(1) == [999]
-
-
-@pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_step_counts_are_user_errors(steps):
-    with pytest.raises(UserError, match=f"{steps} sampling steps: expected 1 to 1000"):
-        DIFFUSION.respaced(steps)
+def test_timesteps_of_training_are_uniform_integers_drawn_from_the_generator():
+    t = torch.stack([DIFFUSION.timestep(g) for g in [generator(0)] for _ in range(4000)])
+    assert t.dtype == torch.int64 and t.shape == (4000,) and t.min() >= 0 and t.max() <= 999
+    # The mean of n uniform draws from 0..999 strays by 288.7 / sqrt(n) = 4.6; each quarter holds 1000 +- 27 of them.
+    assert math.isclose(t.double().mean(), 499.5, abs_tol=4 * 4.6)
+    assert ((t // 250).bincount() - 1000).abs().max() < 4 * 27.4
+    assert torch.equal(DIFFUSION.timestep(generator(7)), torch.randint(1000, (), generator=generator(7)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -141,140 +136,56 @@ def test_losses_of_bf16_outputs_are_fp32():
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Sampler
-
-MEAN, STD = 3.0, 0.5
+# Rectified flow
 
 
-def exact_denoiser(steps: int):
-    """The optimal model of data N(MEAN, STD^2): E[noise | x_t], and the v for the variance of x_{t-1} given x_t."""
-    levels = DIFFUSION.alphas_cumprod
-    timesteps = DIFFUSION.respaced(steps)
-    earlier = dict(zip(timesteps[1:], timesteps[:-1], strict=True))
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        level = levels[t[0]]
-        total = level * STD**2 + 1 - level
-        eps = (1 - level).sqrt() * (x.double() - level.sqrt() * MEAN) / total
-        v = torch.zeros_like(eps)
-        if int(t[0]) in earlier:
-            previous = levels[earlier[int(t[0])]]
-            beta = 1 - level / previous
-            posterior = beta * (1 - previous) / (1 - level)
-            from_x0 = beta * previous.sqrt() / (1 - level)
-            variance = posterior + from_x0**2 * STD**2 * (1 - level) / total
-            v += 2 * (variance / posterior).log() / (beta / posterior).log() - 1
-        return torch.cat([eps, v], dim=1).float()
-
-    return model
+def test_a_flow_goes_straight_from_data_to_noise():
+    x0, noise, t = normal(3, 2, 4), normal(3, 2, 4, seed=1), torch.tensor([0.0, 250.0, 1000.0])
+    x_t = FLOW.add_noise(x0, t, noise)
+    assert torch.equal(x_t[0], x0[0]) and torch.equal(x_t[2], noise[2])
+    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * noise[1])
 
 
-@pytest.mark.parametrize("steps", [10, 50])
-def test_gaussian_data_is_sampled_exactly(steps):
-    # Each reverse step of Gaussian data is Gaussian, so with the exact mean and variance any number of steps is right.
-    samples = DIFFUSION.sample(exact_denoiser(steps), (4, 2, 32, 32), steps, [generator(0, i) for i in range(4)])
-    assert samples.shape == (4, 4, 2, 32, 32) and samples.dtype == torch.float32
-    assert math.isclose(samples.mean(), MEAN, abs_tol=0.015)
-    assert math.isclose(samples.std(), STD, abs_tol=0.015)
+def test_timesteps_of_a_flow_are_logit_normal():
+    t = torch.stack([FLOW.timestep(g) for g in [generator(0)] for _ in range(4000)])
+    assert t.dtype == torch.float32 and t.shape == (4000,) and t.min() > 0 and t.max() < 1000
+    # The share of n draws below a quantile p strays by sqrt(p (1 - p) / n) <= 0.0079.
+    for p in (0.05, 0.25, 0.5, 0.75, 0.95):
+        quantile = 1000 * torch.sigmoid(Normal(0.0, 1.0).icdf(torch.tensor(p)))
+        assert math.isclose((t < quantile).double().mean(), p, abs_tol=4 * math.sqrt(p * (1 - p) / 4000))
+    assert torch.equal(FLOW.timestep(generator(7)), FLOW.timestep(generator(7)))
 
 
-def test_the_last_step_adds_no_noise():
-    def point(x: Tensor, t: Tensor) -> Tensor:
-        level = DIFFUSION.alphas_cumprod[t[0]]
-        eps = (x - level.sqrt() * MEAN) / (1 - level).sqrt()
-        return torch.cat([eps, torch.zeros_like(eps)], dim=1).float()
-
-    samples = DIFFUSION.sample(point, (2, 3, 4, 4), 10, [generator(0)])
-    torch.testing.assert_close(samples, torch.full_like(samples, MEAN), atol=1e-4, rtol=0)
-
-
-def test_without_a_learned_variance_the_sampler_takes_beta():
-    def fixed(x: Tensor, t: Tensor) -> Tensor:
-        return exact_denoiser(50)(x, t)[:, :2]
-
-    def beta(x: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([fixed(x, t), torch.ones_like(x)], dim=1)
-
-    a, b = (DIFFUSION.sample(model, (2, 2, 4, 4), 50, [generator(0)]) for model in (fixed, beta))
-    assert torch.equal(a, b)
+def test_the_loss_of_a_flow_is_the_mean_squared_error_of_the_velocity():
+    x0, noise, t = normal(2, 3, 4), normal(2, 3, 4, seed=1), torch.tensor([10.0, 990.0])
+    error = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+    result = FLOW.losses(noise - x0 + error, x0, FLOW.add_noise(x0, t, noise), t, noise)
+    assert set(result) == {"loss", "mse"} and torch.equal(result["loss"], result["mse"])
+    torch.testing.assert_close(result["mse"], torch.tensor([0.25, 4.0]))
+    assert FLOW.losses(x0.bfloat16(), x0, x0, t, noise)["loss"].dtype == torch.float32
 
 
-def test_the_model_gets_the_original_timesteps_and_progress_is_told():
-    seen, done = [], []
-
-    def model(x: Tensor, t: Tensor) -> Tensor:
-        assert t.dtype == torch.int64 and t.shape == (3,)
-        seen.append(int(t[0]))
-        return torch.cat([x, x], dim=1)
-
-    DIFFUSION.sample(model, (1, 2, 2), 5, [generator(0, i) for i in range(3)], on_step=done.append)
-    assert seen == [999, 749, 500, 250, 0]
-    assert done == [1, 2, 3, 4, 5]
+def test_the_velocity_is_the_slope_of_the_path():
+    x0, noise = normal(1, 3, 4), normal(1, 3, 4, seed=1)
+    a, b = (FLOW.add_noise(x0, torch.tensor([t]), noise) for t in (400.0, 600.0))
+    result = FLOW.losses((b - a) / 0.2, x0, a, torch.tensor([400.0]), noise)
+    assert result["loss"].max() < 1e-10
 
 
-def test_a_video_depends_on_its_own_generator_only():
-    model = exact_denoiser(20)
-    a = DIFFUSION.sample(model, (4, 2, 4, 4), 20, [generator(0, i) for i in (7, 8, 9)])
-    b = DIFFUSION.sample(model, (4, 2, 4, 4), 20, [generator(0, i) for i in (1, 8, 2)])
-    assert torch.equal(a[1], b[1])
-    assert not torch.equal(a[0], b[0])
+def test_a_flow_learns_no_variance():
+    x = normal(1, 4, 6)
+    with pytest.raises(UserError, match="learn_sigma"):
+        FLOW.losses(torch.cat([x, x], dim=1), x, x, torch.tensor([500.0]), x)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Guidance
+# By name
 
 
-class Numbers:
-    """Conditions that are one number a row; the null condition is zero."""
-
-    def __init__(self, values: Tensor):
-        self.values = values
-
-    def null_like(self) -> "Numbers":
-        return Numbers(torch.zeros_like(self.values))
-
-    def cat(self, other: "Numbers") -> "Numbers":
-        return Numbers(torch.cat([self.values, other.values]))
+def test_objectives_by_name():
+    assert {name: type(objective(name)) for name in OBJECTIVES} == {"noise": GaussianDiffusion, "flow": RectifiedFlow}
 
 
-def counting_model(calls: list[int]):
-    """Noise x + condition and variance t + condition, in as many channels as x has."""
-
-    def model(x: Tensor, t: Tensor, condition: Numbers) -> Tensor:
-        calls.append(len(x))
-        c = condition.values.view(-1, 1, 1)
-        return torch.cat([x + c, t.view(-1, 1, 1) + c.expand_as(x)], dim=1)
-
-    return model
-
-
-@pytest.mark.parametrize("channels", [4, 8, 16])
-def test_guidance_acts_on_all_channels_of_the_noise_and_none_of_the_variance(channels):
-    calls = []
-    x, t, values = normal(3, channels, 5), torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 4.0])
-    out = guided(counting_model(calls), Numbers(values), 7.0)(x, t)
-    assert calls == [6]  # one doubled batch
-    torch.testing.assert_close(out[:, :channels], x + 7 * values.view(-1, 1, 1))
-    torch.testing.assert_close(out[:, channels:], (t + values).view(-1, 1, 1).expand_as(x))
-
-
-def test_guidance_scale_1_is_no_guidance_and_no_doubled_batch():
-    calls = []
-    model, condition = counting_model(calls), Numbers(torch.tensor([1.0, 2.0]))
-    x, t = normal(2, 4, 5), torch.tensor([1, 2])
-    assert torch.equal(guided(model, condition, 1.0)(x, t), model(x, t, condition))
-    assert calls == [2, 2]
-
-
-def test_guidance_scale_0_is_the_null_condition():
-    x, t = normal(2, 4, 5), torch.tensor([1, 2])
-    out = guided(counting_model([]), Numbers(torch.tensor([1.0, 2.0])), 0.0)(x, t)
-    torch.testing.assert_close(out[:, :4], x)
-
-
-def test_guidance_without_a_learned_variance():
-    def model(x: Tensor, t: Tensor, condition: Numbers) -> Tensor:
-        return x + condition.values.view(-1, 1, 1)
-
-    x = normal(1, 4, 5)
-    torch.testing.assert_close(guided(model, Numbers(torch.tensor([1.0])), 2.0)(x, torch.tensor([1])), x + 2)
+def test_an_unknown_objective_names_the_nearest():
+    with pytest.raises(UserError, match=r"objective=flows: unknown \(did you mean 'flow'\?\); known: noise, flow"):
+        objective("flows")
