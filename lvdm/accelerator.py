@@ -1,5 +1,6 @@
-"""The one place that makes an Accelerator, with the pitfalls of CPU, gloo and several runs in one process."""
+"""The one place that makes an Accelerator, with the pitfalls of CPU, gloo, DeepSpeed and several runs a process."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def make_accelerator(
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
     AcceleratorState._reset_state()  # several programs, of different precision, run one after another in a plan
     if deterministic:
@@ -33,13 +34,14 @@ def make_accelerator(
     # wait while the main process looks at every video for the first time, which may take hours.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(days=1))
     handlers = [group] if several else []
-    if not cuda and deepspeed:
-        _skip_shared_memory_build()
+    if deepspeed:
+        _tame_deepspeed(cuda)
     try:
         accelerator = Accelerator(
             cpu=several and not cuda and not deepspeed,  # else CPU processes would neither wait nor average gradients
             mixed_precision="no" if precision == "fp32" else precision,
-            gradient_accumulation_steps=accumulate,
+            # As a plugin: a plain number would give way to what the launcher put in the environment.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate, sync_with_dataloader=False),
             log_with=None if tracker == "none" else tracker,
             project_config=ProjectConfiguration(project_dir=folder),
             kwargs_handlers=handlers,
@@ -56,8 +58,9 @@ def make_accelerator(
     return accelerator
 
 
-def for_training(config: Any) -> Any:
-    """The Accelerator that a training config asks for; refuses batches that cannot be shared out, in any phase."""
+def for_training(config: Any, zero: bool = False) -> Any:
+    """The Accelerator that a training config asks for; refuses batches that cannot be shared out, in any phase, and
+    DeepSpeed unless the program can do with it (`zero`)."""
     accelerator = make_accelerator(
         config.precision, config.accumulate, config.tracker, folder=config.out, deterministic=config.deterministic
     )
@@ -68,7 +71,51 @@ def for_training(config: Any) -> Any:
                 f"phases[{i}].batch={phase.batch}: must be divisible by accumulate x processes = "
                 f"{config.accumulate} x {accelerator.num_processes}"
             )
+    if uses_zero(accelerator):
+        if not zero:
+            raise UserError(
+                "this program trains two models, and DeepSpeed one: launch it with configs/accelerate/ddp.yaml"
+            )
+        _configure_zero(accelerator, config)
     return accelerator
+
+
+def uses_zero(accelerator: Any) -> bool:
+    """Whether DeepSpeed divides gradients and optimizer state over the processes."""
+    return accelerator.distributed_type == "DEEPSPEED"
+
+
+def engine(accelerator: Any) -> str:
+    """Which checkpoints this launch reads and writes: "zero2 x 8" (as many shards as processes), or "plain"."""
+    return f"zero2 x {accelerator.num_processes}" if uses_zero(accelerator) else "plain"
+
+
+def check_engine(accelerator: Any, log: Sequence[dict[str, Any]], latest: int) -> None:
+    """A UserError where the last checkpoint of a run, at `latest` samples, was written by another engine."""
+    wrote = next((record["engine"] for record in reversed(log) if "engine" in record), None)
+    if latest and wrote != engine(accelerator):
+        raise UserError(
+            f"the checkpoint at {latest} samples was written under {wrote}, and this launch is {engine(accelerator)}:"
+            " go on as it was begun, or begin another run with init= this one's export"
+        )
+
+
+def descend(accelerator: Any, model: Any, optimizer: Any, loss: torch.Tensor, clip: float = math.inf) -> float | None:
+    """The backward pass of a micro-batch and, with the last one of a step, the step.
+
+    Gradients are clipped to the norm `clip`. Returns their norm before that, or None where no step was due. A step
+    whose norm is not finite is left out (with fp16 that belongs to finding the loss scale).
+    """
+    if uses_zero(accelerator):  # its engine clips and steps within the backward pass
+        optimizer.optimizer.clip_grad = clip if math.isfinite(clip) else 0.0
+        accelerator.backward(loss)
+        return float(accelerator.clip_grad_norm_(None, clip)) if accelerator.sync_gradients else None
+    accelerator.backward(loss)
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), clip)) if accelerator.sync_gradients else None
+    if norm is None or math.isfinite(norm) or accelerator.scaler is not None:
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def device() -> torch.device:
@@ -101,10 +148,50 @@ def threads(count: int, log: Sequence[dict[str, Any]] = ()) -> int:
     return torch.get_num_threads()
 
 
-def _skip_shared_memory_build() -> None:
-    """DeepSpeed would compile a C++ collective for a minute at the first start on a CPU; gloo does the same work."""
+def leave(code: int) -> None:
+    """Ends this process, which a launcher started, with an exit code: gloo's threads may abort a Python that shuts down
+    in the usual way, after all work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _configure_zero(accelerator: Any, config: Any) -> None:
+    """All numbers of the engine, explicit: what accelerate calls "auto" changes with the model, or clips at 1."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage != 2:
+        raise UserError(
+            f"this accelerate config asks for ZeRO stage {plugin.zero_stage}: expected zero_stage: 2, as in"
+            " configs/accelerate/zero2.yaml"
+        )
+    batch = config.phases[0].batch
+    numbers = plugin.deepspeed_config
+    numbers["zero_optimization"] |= {
+        "overlap_comm": accelerator.device.type == "cuda",
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 200_000_000,
+        "allgather_bucket_size": 200_000_000,
+    }
+    numbers |= {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": batch // (config.accumulate * accelerator.num_processes),
+        "gradient_accumulation_steps": config.accumulate,
+        "gradient_clipping": config.clip,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if numbers["bf16"]["enabled"]:
+        numbers["bf16"]["check_grad_overflow"] = True
+
+
+def _tame_deepspeed(cuda: bool) -> None:
+    """No lines about every phase of its start and, on a CPU, no C++ collective compiled for a minute: gloo does."""
     try:
         import deepspeed
     except ImportError:
         raise UserError("this accelerate config asks for DeepSpeed: pip install 'lvdm[deepspeed]'") from None
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    if not cuda:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

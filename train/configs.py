@@ -27,8 +27,8 @@ class Phase:
 
 
 @dataclass
-class ClipPhase(Phase):
-    """One stretch of a curriculum on clips of one shape."""
+class ClipShape:
+    """What a clip is."""
 
     frames: int = 17
     """Frames a clip, by the VAE's frame rule: 4n+1 in stage 1 (1 = images), 8n+1 in stage 2."""
@@ -36,12 +36,57 @@ class ClipPhase(Phase):
     """Height and width of a clip, divisible by the VAE's spatial factor: 8."""
     stride: int = 1
     """Every how many frames of the video a frame is taken."""
+    strides: list[int] = field(default_factory=list)
+    """In the place of stride: each clip draws one of these."""
     fps: float = 0.0
     """Frames a second of a clip, in the place of stride; refused where it takes no whole stride. 0 goes by stride."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         at_least(self, frames=1, stride=1, fps=0.0)
+        if any(stride < 1 for stride in self.strides):
+            raise UserError(f"strides={self.strides}: expected numbers of at least 1")
+        if self.strides and (self.fps or self.stride != 1):
+            other = f"fps={self.fps:g}" if self.fps else f"stride={self.stride}"
+            raise UserError(f"strides={self.strides} and {other}: each says which frames are taken; keep one of them")
+
+
+@dataclass
+class Kind(ClipShape):
+    """One of the kinds of clip that a phase mixes."""
+
+    share: float = 1.0
+    """Part of the phase's optimizer steps that show this kind, above 0; those of a mix add up to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise UserError(f"share={self.share:g}: expected a part above 0, up to 1")
+
+
+@dataclass
+class ClipPhase(ClipShape, Phase):
+    """One stretch of a curriculum on clips, of one kind or of several mixed."""
+
+    mix: list[Kind] = field(default_factory=list)
+    """In the place of one kind: each optimizer step draws one of these by its share, so a batch has one shape."""
+
+    def __post_init__(self) -> None:
+        Phase.__post_init__(self)
+        ClipShape.__post_init__(self)
+        if not self.mix:
+            return
+        for key, value in vars(ClipShape()).items():
+            if getattr(self, key) != value:
+                raise UserError(f"{key}={getattr(self, key)} beside mix: each kind of a mix has its own, give it there")
+        total = sum(kind.share for kind in self.mix)
+        if abs(total - 1) > 1e-6:
+            shares = " + ".join(f"{kind.share:g}" for kind in self.mix)
+            raise UserError(f"mix: its shares add up to {shares} = {total:g}, expected 1")
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """What the phase shows: the kinds of its mix, else its own shape."""
+        return self.mix or [Kind(**{key: getattr(self, key) for key in vars(ClipShape())})]
 
 
 @dataclass
@@ -181,6 +226,8 @@ class Rendering:
     cut_on: str = "workers"
     """Where clips are resized, cropped and flipped: in the workers, or on the device after the transfer (which takes
     work from the workers, and may round to the next level of 255)."""
+    images: str = ""
+    """Folder of images, of which clips of one frame are made; empty takes single frames of the videos."""
     lpips_weight: float = 1.0
     """Weight of LPIPS (VGG)."""
     lpips_start: int = 0
@@ -330,15 +377,48 @@ class TrainDiT(Training):
     """class, none, or auto: class when the store has classes."""
     label_dropout: float = 0.1
     """Share of samples trained without their class, for guidance."""
+    objective: str = "noise"
+    """What the model learns: noise (DDPM with a learned variance, as in the paper), or flow (rectified flow: velocity,
+    logit-normal timesteps)."""
+    images: str = ""
+    """A second store, of single frames (lvdm train latents frames=1, same VAE and size), for joint image-video
+    training."""
+    images_per_video: int = 8
+    """Images seen with each video, where there is a store of them."""
+    attention: str = "sdpa"
+    """Kernel of attention: sdpa, xformers or math (written out, in fp32)."""
+    compile: bool = False
+    """Compile each block (torch.compile): a minute at the start, faster steps on a GPU."""
     ema: float = 0.9999
     """Decay an update of the averaged weights, which are the ones exported."""
     workers: int = 2
     """Processes that read the store; 0 reads in this one."""
+    preview_every: int = 0
+    """Samples between previews: videos of the averaged weights, always from the same noise, in previews/. 0 is none."""
+    preview_vae: str = ""
+    """The VAE of the store, which renders previews: a run, export or hub id."""
+    preview_count: int = 4
+    """Videos of a preview."""
+    preview_steps: int = 50
+    """Denoising steps of a preview."""
+    preview_guidance: float | None = None
+    """Guidance scale of a preview; null is that of lvdm sample: 7, or 1 for unconditional models."""
+
+    # What may differ when a run goes on
+    operational: ClassVar[tuple[str, ...]] = (
+        *Training.operational,
+        *("preview_every", "preview_vae", "preview_count", "preview_steps", "preview_guidance"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "condition", ("auto", "class", "none"))
-        at_least(self, label_dropout=0.0, workers=0)
+        choice(self, "objective", ("noise", "flow"))
+        choice(self, "attention", ("sdpa", "xformers", "math"))
+        at_least(self, label_dropout=0.0, workers=0, images_per_video=1, preview_every=0, preview_count=1)
+        at_least(self, preview_steps=1)
+        if self.preview_every and not self.preview_vae:
+            raise UserError("preview_vae: expected the VAE of the store, to render what preview_every asks for")
 
 
 @dataclass

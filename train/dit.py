@@ -1,7 +1,7 @@
 """A diffusion transformer learns the latents of a store (`lvdm train dit`, `accelerate launch -m train.dit`)."""
 
-import sys
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,22 @@ from dit.conditioning import Condition
 from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.cli import program
-from lvdm.diffusion import GaussianDiffusion
+from lvdm.diffusion import objective
 from lvdm.ema import EMA
 from lvdm.errors import UserError
-from lvdm.latents import LatentSpace, LatentStore, Manifest, sample_posterior
+from lvdm.latents import LatentSpace, LatentStore, Record, sample_posterior
+from lvdm.meter import Meter, Pace
 from lvdm.progress import bar
 from lvdm.rng import generator, item_at
 from lvdm.run import RunFolder, Timer
 from train.configs import TrainDiT
 from train.loop import LossGuard, adam, crossed, learning_rate, load_weights, micro_batches, phases_left, set_rate
-
-TIMESTEPS = 1000
+from train.preview import Preview
 
 
 def run(config: TrainDiT) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
-    accelerator = accelerators.for_training(config)
+    accelerator = accelerators.for_training(config, zero=True)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
@@ -37,59 +37,72 @@ def run(config: TrainDiT) -> Path:
     device, threads = accelerator.device, accelerators.threads(config.threads, folder.records())
 
     # Data, model, optimizer
-    draws = Draws(config, LatentStore(config.latents))
-    folder.bind(latents=draws.store.manifest.hash())
-    diffusion = GaussianDiffusion(TIMESTEPS)
+    draws, learnt = Draws(config), objective(config.objective)
+    folder.bind(**draws.hashes())
     torch.manual_seed(config.seed)
-    model = build_model(config, draws.store)
-    optimizer = adam(model.parameters(), config)
-    denoiser, optimizer = accelerator.prepare(model, optimizer)
-    # After the model has moved to its device
+    model = build_model(config, draws).to(device)
+    preview = Preview(config, model, draws.space) if config.preview_every and accelerator.is_main_process else None
+    # Before a bf16 engine rounds the weights
     ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
-    accelerator.register_for_checkpointing(ema, timer, guard)
+    meter, flops = Meter(accelerator), 3 * forward_cost(config, draws).flops
+    denoiser, optimizer = accelerator.prepare(model, adam(model.parameters(), config))
+    accelerator.register_for_checkpointing(ema, timer, guard, meter)
 
     # Resume
+    accelerators.check_engine(accelerator, folder.records(), folder.latest())
     seen = folder.resume(accelerator.load_state)
-    folder.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
+    start_of = {"threads": threads, "processes": accelerator.num_processes, "engine": accelerators.engine(accelerator)}
+    folder.log(samples=seen, event="start", device=str(device), **start_of)
     accelerator.init_trackers("lvdm")
 
     denoiser.train()
+    pace = Pace(flops, accelerator)
     with bar("DiT", config.total, seen, accelerator.is_main_process) as progress:
+        logged, note = seen, ""
         for phase, _, start, end in phases_left(config.phases, config.phases, seen):
-            batches = micro_batches(draws, collate, start, end, phase.batch, config, accelerator)
+            batches = pace.wait(micro_batches(draws, collate, start, end, phase.batch, config, accelerator))
             for seen in range(start, end, phase.batch):
                 lr = learning_rate(config, phase, seen)
                 set_rate(optimizer, lr)
-                sums: dict[str, float] = {}
+                clip = config.clip if config.clip and seen >= config.clip_start else math.inf
+                some = False
                 for _ in range(config.accumulate):
                     batch = next(batches).to(device)
                     with accelerator.accumulate(denoiser), accelerator.autocast():
-                        condition = Condition(batch.label if model.label_embed is not None else None)
-                        noisy = diffusion.add_noise(batch.latent, batch.timestep, batch.noise)
-                        output = denoiser(noisy, batch.timestep, condition.drop(batch.dropped))
-                        terms = diffusion.losses(output, batch.latent, noisy, batch.timestep, batch.noise)
-                        terms = {name: value.mean() for name, value in terms.items()}
-                        if guard.accepts(terms["loss"], seen, batch.names):
-                            accelerator.backward(terms["loss"])
-                            if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
-                                norm = accelerator.clip_grad_norm_(denoiser.parameters(), config.clip)
-                                sums["grad"] = float(norm)
-                            optimizer.step()
-                        optimizer.zero_grad()
-                    for name, value in terms.items():
-                        sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
+                        noisy = learnt.add_noise(batch.latent, batch.timestep, batch.noise)
+                        output = denoiser(noisy, batch.timestep, batch.condition(model.label_embed is not None))
+                        terms = learnt.losses(output, batch.latent, noisy, batch.timestep, batch.noise)
+                        loss = terms["loss"].mean()
+                        accepted = guard.accepts(loss, seen, batch.names)
+                        some |= accepted
+                        if accepted:
+                            measure(meter, terms, batch.timestep)
+                        if some and accelerator.sync_gradients and not accepted:
+                            loss = sum(p.sum() for p in model.parameters()) * 0.0  # the others of the step still count
+                        if accepted or (some and accelerator.sync_gradients):
+                            norm = accelerators.descend(accelerator, denoiser, optimizer, loss, clip)
+                            if norm is not None and guard.accepts_gradient(norm, seen, batch.names):
+                                meter.add("grad", torch.tensor(norm, device=device))
                 ema.update()
 
                 seen += phase.batch
-                sums = accelerators.mean_over_processes(accelerator, sums)
+                meter.step()
                 if crossed(seen, phase.batch, config.log_every):
-                    folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
-                    accelerator.log(sums, step=seen)
-                progress.advance(phase.batch, f"mse {sums['mse']:.3f}")
+                    means = meter.read()
+                    speed, logged = pace.read(seen - logged), seen
+                    state = {"lr": lr, "seconds": round(timer.seconds(), 2), "skipped": guard.skipped}
+                    folder.log(samples=seen, **state, **means, **speed)
+                    accelerator.log({**means, **speed, "lr": lr}, step=seen)
+                    note = f"mse {means['mse']:.3f}" if "mse" in means else ""
+                progress.advance(phase.batch, note)
+                if preview and crossed(seen, phase.batch, config.preview_every):
+                    with ema.applied(), accelerator.autocast():
+                        preview.show(folder.path / "previews", seen, accelerator.trackers)
                 if seen == config.total or crossed(seen, phase.batch, config.save_every):
                     folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
 
-    # The averaged weights are what the run was for
+    # The averaged weights are what the run was for; in fp32, whatever the engine kept
+    model.float()
     with ema.applied():
         folder.export(model)
     folder.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)
@@ -97,9 +110,22 @@ def run(config: TrainDiT) -> Path:
     return folder.path / "export"
 
 
+def measure(meter: Meter, terms: dict[str, Tensor], timestep: Tensor) -> None:
+    """Adds the loss and its parts to the log, and the error by quarter of the timesteps: mse_q1 is the cleanest."""
+    for name, values in terms.items():
+        meter.add(name, values)
+    for quarter in range(4):
+        meter.add(f"mse_q{quarter + 1}", terms["mse"], where=(timestep * 4 // 1000).long() == quarter)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Draws
+
+
 @dataclass
 class Batch:
-    """Latents of a micro-batch (B, C, t, h, w), normalised, with all that is drawn for them."""
+    """Normalised latents of a micro-batch (B, C, t + I, h, w), I images behind the t frames of each video, with all
+    that is drawn for them."""
 
     names: list[str]
     latent: Tensor
@@ -107,6 +133,8 @@ class Batch:
     timestep: Tensor
     label: Tensor
     dropped: Tensor
+    image_label: Tensor
+    image_dropped: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -116,84 +144,150 @@ class Batch:
         pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor)}
         return Batch(self.names, **pinned)
 
+    def condition(self, conditional: bool) -> Condition:
+        """The classes of videos and images, some of them dropped, or none."""
+        if not conditional:
+            return Condition()
+        images = self.image_label if self.image_label.shape[1] else None
+        return Condition(self.label, images).drop(self.dropped, self.image_dropped)
+
 
 class Draws:
     """Everything that training sample i needs, as a function of (seed, i)."""
 
-    def __init__(self, config: TrainDiT, store: LatentStore):
-        self.seed, self.label_dropout, self.store = config.seed, config.label_dropout, store
+    def __init__(self, config: TrainDiT):
+        self.seed, self.label_dropout = config.seed, config.label_dropout
+        self.timestep = objective(config.objective).timestep
+        self.store, self.images = open_stores(config)
+        self.space = LatentSpace.of(self.store)
+        self.images_per_video = config.images_per_video if self.images else 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, t + I, h, w) of a sample."""
+        c, t, h, w = self.store.manifest.shape
+        return c, t + self.images_per_video, h, w
+
+    def hashes(self) -> dict[str, str]:
+        """What a run is bound to."""
+        images = {"images": self.images.manifest.hash()} if self.images else {}
+        return {"latents": self.store.manifest.hash(), **images}
 
     def __call__(self, sample: int) -> dict[str, Any]:
-        item = item_at(self.seed, sample, len(self.store))
-        record = self.store[item]
         g = generator(self.seed, "dit", sample)
-        latent = self.store.scale.normalise(sample_posterior(record["mean"], record["logvar"], g))
+        record = self.store[item_at(self.seed, sample, len(self.store))]
+        latent, noise = self._latent(record, g)
+        timestep, dropped = self.timestep(g), torch.rand((), generator=g) < self.label_dropout
+        first = sample * self.images_per_video
+        images = [self._image(number) for number in range(first, first + self.images_per_video)]
         return {
             "name": f"{self.store.manifest.sources[record['source']]}@{record['start']}",
-            "latent": latent,
-            "noise": torch.randn(latent.shape, generator=g),
-            "timestep": torch.randint(TIMESTEPS, (), generator=g),
+            "latent": torch.cat([latent, *(image["latent"] for image in images)], dim=1),
+            "noise": torch.cat([noise, *(image["noise"] for image in images)], dim=1),
+            "timestep": timestep,
             "label": torch.tensor(record["label"]),
-            "dropped": torch.rand((), generator=g) < self.label_dropout,
+            "dropped": dropped,
+            "image_label": torch.tensor([image["label"] for image in images], dtype=torch.int64),
+            "image_dropped": torch.tensor([image["dropped"] for image in images], dtype=torch.bool),
         }
+
+    def _image(self, number: int) -> dict[str, Any]:
+        """The image `number`, counted since the start of training."""
+        g = generator(self.seed, "dit image", number)
+        record = self.images[item_at(self.seed, number, len(self.images))]
+        latent, noise = self._latent(record, g)
+        dropped = torch.rand((), generator=g) < self.label_dropout
+        return {"latent": latent, "noise": noise, "label": record["label"], "dropped": dropped}
+
+    def _latent(self, record: Record, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        latent = self.store.scale.normalise(sample_posterior(record["mean"], record["logvar"], g))
+        return latent, torch.randn(latent.shape, generator=g)
 
 
 def collate(items: list[tuple[int, dict[str, Any]]]) -> Batch:
     """Stacks (sample number, draws) pairs."""
     draws = [draw for _, draw in items]
-    keys = ("latent", "noise", "timestep", "label", "dropped")
-    return Batch([d["name"] for d in draws], **{k: torch.stack([d[k] for d in draws]) for k in keys})
+    stacked = {key: torch.stack([draw[key] for draw in draws]) for key in draws[0] if key != "name"}
+    return Batch([draw["name"] for draw in draws], **stacked)
 
 
-def build_model(config: TrainDiT, store: LatentStore) -> Any:
+def open_stores(config: TrainDiT) -> tuple[LatentStore, LatentStore | None]:
+    """The videos' store and, if asked for, the images', which must be of the same VAE, size and classes."""
+    store = LatentStore(config.latents)
+    if not config.images:
+        return store, None
+    images, m = LatentStore(config.images), store.manifest
+    images.require(vae_sha256=m.vae_sha256, size=m.size, shape=[m.shape[0], 1, *m.shape[2:]])
+    if config.condition != "none" and m.classes:
+        images.require(classes=m.classes)
+    return store, images
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+def build_model(config: TrainDiT, draws: Draws) -> Any:
     """The transformer that fits the store: fresh, or with the weights of `config.init`."""
-    model = fresh_model(config, store.manifest, LatentSpace.of(store))
+    model = fresh_model(config, draws)
     if config.init:
         start = dit.load(config.init)
         shape = [start.config.in_channels, start.config.frames, *start.config.size]
-        if shape != store.manifest.shape:
-            raise UserError(
-                f"init={config.init}: made for latents of {shape}, those of {config.latents} are {store.manifest.shape}"
-            )
+        there = draws.store.manifest.shape
+        if shape != there:
+            raise UserError(f"init={config.init}: made for latents of {shape}, those of {config.latents} are {there}")
         load_weights(model, start.state_dict(), f"init={config.init}")
     return model
 
 
-def fresh_model(config: TrainDiT, manifest: Manifest, latents: LatentSpace) -> Any:
-    """The transformer that fits a store, with new weights."""
-    channels, frames, *size = manifest.shape
-    conditional = bool(manifest.classes) if config.condition == "auto" else config.condition == "class"
-    if conditional and not manifest.classes:
+def fresh_model(config: TrainDiT, draws: Draws) -> Any:
+    """The transformer that fits the store, with new weights."""
+    channels, frames, *size = draws.store.manifest.shape
+    classes = draws.space.classes
+    conditional = bool(classes) if config.condition == "auto" else config.condition == "class"
+    if conditional and not classes:
         raise UserError(f"condition=class: the store {config.latents} has no classes; make it with labels=folder")
     fits = {
         "in_channels": channels,
         "frames": frames,
         "size": tuple(size),
         "condition": "class" if conditional else "none",
-        "num_classes": len(manifest.classes) if conditional else 0,
+        "num_classes": len(classes) if conditional else 0,
         "label_dropout": config.label_dropout,
-        "latents": asdict(latents),
+        "objective": config.objective,
+        "latents": asdict(draws.space),
+        **({"learn_sigma": False} if config.objective == "flow" else {}),
     }
     for key in fits.keys() & config.model_args.keys():
         raise UserError(f"model_args.{key}: is not to be set, it follows from the latent store and the other keys")
     model = dit.build(config.model, **fits, **config.model_args)
+    model.set_attention_backend(config.attention)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.compile:
+        model.compile_repeated_blocks(fullgraph=True)
     return model
+
+
+def forward_cost(config: TrainDiT, draws: Draws) -> cost.StepCost:
+    """FLOPs and activations of one sample."""
+    images = draws.images_per_video
+    with torch.device("meta"):
+        model = fresh_model(replace(config, compile=False), draws)
+        labels = torch.zeros(1, dtype=torch.int64)
+        classes = Condition(labels, labels.expand(1, images) if images else None)
+        condition = classes if model.label_embed is not None else Condition()
+        return cost.forward_cost(lambda: model(torch.empty(1, *draws.shape), torch.zeros(1), condition))
 
 
 def describe(config: TrainDiT) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
-    store = LatentStore(config.latents)
-    latents, lines = LatentSpace.of(store), []
+    draws = Draws(config)
     with torch.device("meta"):
-        model = fresh_model(config, store.manifest, latents)
-        latent = torch.empty(1, *store.manifest.shape)
-        label = torch.zeros(1, dtype=torch.int64) if model.label_embed is not None else None
-        step = cost.forward_cost(lambda: model(latent, torch.zeros(1), Condition(label)))
-    count = cost.parameters(model)
+        count = cost.parameters(fresh_model(config, draws))
+    step, lines = forward_cost(config, draws), []
     for phase in config.phases:
-        name = f"{config.model}, {phase.batch} latents of {tuple(latent.shape[1:])}"
+        name = f"{config.model}, {phase.batch} latents of {draws.shape}"
         lines.append(cost.describe_step(name, count, count, phase.batch, step))
     return "\n".join(lines)
 
@@ -204,4 +298,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accelerators.leave(main())

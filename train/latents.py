@@ -1,6 +1,5 @@
 """Encode a folder of videos once (`lvdm train latents`, `accelerate launch -m train.latents`), or one video."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -215,4 +214,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accelerators.leave(main())

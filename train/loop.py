@@ -1,5 +1,6 @@
 """What the training loops share: batches as a function of samples seen, learning rates, and the guard of the loss."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -102,32 +103,42 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], name: str) -> No
 
 
 class LossGuard:
-    """Stops at a loss that is not finite, naming what led to it, or skips and counts it, as the config says."""
+    """Stops at a loss or gradient that is not finite, naming what led to it, or skips and counts it, as configured."""
 
     most_in_a_row = 20
 
     def __init__(self, config: Training, folder: RunFolder, accelerator: Any):
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.skipped = self.in_a_row = 0
+        self.skipped, self.in_a_row = 0, {"loss": 0, "gradient": 0}
 
     def accepts(self, loss: Tensor, seen: int, names: list[str]) -> bool:
         """Whether to step on `loss`; all processes answer alike."""
-        good = bool(self.accelerator.gather(loss.detach().isfinite().reshape(1)).all())
+        finite = self.accelerator.gather(loss.detach().isfinite().reshape(1)).all()
+        return self._judge("loss", bool(finite), seen, names)
+
+    def accepts_gradient(self, norm: float, seen: int, names: list[str]) -> bool:
+        """Whether the step whose gradient had this norm, the same on all processes, was taken.
+
+        With fp16 a gradient that is not finite belongs to finding the loss scale.
+        """
+        return self._judge("gradient", math.isfinite(norm) or self.config.precision == "fp16", seen, names)
+
+    def _judge(self, kind: str, good: bool, seen: int, names: list[str]) -> bool:
         if good:
-            self.in_a_row = 0
+            self.in_a_row[kind] = 0
             return True
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.config.non_finite == "stop" or self.in_a_row >= self.most_in_a_row:
+        self.skipped, self.in_a_row[kind] = self.skipped + 1, self.in_a_row[kind] + 1
+        if self.config.non_finite == "stop" or self.in_a_row[kind] >= self.most_in_a_row:
             last = self.folder.latest()
             good_one = f"the last good checkpoint is at {last} samples" if last else "no checkpoint was written yet"
             raise UserError(
-                f"the loss is not finite at sample {seen} (clips: {', '.join(names)}); {good_one}."
+                f"the {kind} is not finite at sample {seen} (clips: {', '.join(names)}); {good_one}."
                 " Lower the learning rate, set clip=1 or precision=fp32, or non_finite=skip"
             )
         return False
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

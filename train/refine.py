@@ -3,7 +3,6 @@
 E and D1 are frozen. A clip has 2N + 1 = 8n + 1 frames; E sees the N + 1 even ones, D2 is compared with all.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -79,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accelerators.leave(main())

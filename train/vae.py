@@ -3,7 +3,6 @@
 `fit` is the training loop of both stages: stage 2 (train/refine.py) renders with D2 instead of D1.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,4 +218,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accelerators.leave(main())

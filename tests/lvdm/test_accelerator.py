@@ -93,7 +93,9 @@ def test_threads_are_those_that_the_run_began_with():
 
 
 def test_batches_that_cannot_be_shared_are_refused_in_any_phase(monkeypatch):
-    monkeypatch.setattr(accelerators, "make_accelerator", lambda *_, **__: SimpleNamespace(num_processes=3))
+    monkeypatch.setattr(
+        accelerators, "make_accelerator", lambda *_, **__: SimpleNamespace(num_processes=3, distributed_type="NO")
+    )
     phases = [SimpleNamespace(batch=12), SimpleNamespace(batch=8)]
     config = SimpleNamespace(
         phases=phases, accumulate=2, precision="fp32", tracker="none", out="run", deterministic=False

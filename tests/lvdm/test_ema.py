@@ -56,6 +56,18 @@ def test_it_is_kept_in_fp32_whatever_the_model():
     assert ema.shadow["weight"].flatten()[0].item() == pytest.approx(1 + 0.001 * 0.0078125, abs=1e-7)
 
 
+def test_a_thousand_steps_of_a_long_average_of_bf16_weights():
+    """The steps of 1e-4 are smaller than bf16 can tell: an average in bf16 would not move from 0.5 on."""
+    model = model_of(0.5, torch.bfloat16)
+    ema = EMA(model, 0.9999)
+    ema.updates = 10**6  # warmed up
+    set_to(model, 1.0)
+    for _ in range(1000):
+        ema.update()
+    expected = 1 - 0.5 * 0.9999**1000
+    assert ema.shadow["bias"].tolist() == pytest.approx([expected] * 2, abs=1e-5)
+
+
 def test_applied_swaps_in_and_restores_even_after_an_error():
     model = model_of(0.0)
     ema = EMA(model, 0.5)

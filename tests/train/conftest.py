@@ -16,6 +16,7 @@ from lvdm.media import write_mp4
 from lvdm.run import read_log
 
 CLIP = {"batch": 2, "lr": 1e-3, "size": 16}
+TIMES = ("seconds", "samples_per_s", "tflops", "waiting")
 COMMON = {"workers": 0, "precision": "fp32", "threads": 1}
 LOSSES = {"lpips_weight": 0, "adversarial_weight": 0, "discriminator_width": 8}
 TINY = {
@@ -108,7 +109,7 @@ def steps() -> Callable[[Path], dict[int, dict[str, float]]]:
         records = [record for record in read_log(run) if "event" not in record]
         samples = [record["samples"] for record in records]
         assert samples == sorted(set(samples))
-        timeless = ({k: v for k, v in record.items() if k not in ("seconds", "samples")} for record in records)
+        timeless = ({k: v for k, v in record.items() if k not in ("samples", *TIMES)} for record in records)
         return dict(zip(samples, timeless, strict=True))
 
     return read

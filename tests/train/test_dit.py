@@ -4,8 +4,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import dit
+from dit.conditioning import LabelEmbedding
+from lvdm import diffusion
+from lvdm.data.reader import iter_frames
 from lvdm.latents import LatentSpace, LatentStore
 from train import dit as program
 from train.configs import TrainDiT
@@ -28,7 +32,7 @@ def killed(*_):
 
 
 def draws_of(store, **keys) -> Draws:
-    return Draws(TrainDiT(latents=str(store), **keys), LatentStore(store))
+    return Draws(TrainDiT(latents=str(store), **keys))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -116,14 +120,14 @@ def test_store_without_classes_trains_unconditionally(launch, unlabelled, tmp_pa
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
 def test_model_sees_the_labels_that_are_not_dropped(rate, launch, store, tmp_path, monkeypatch):
     batches, shown = [], []
-    collate, embed = program.collate, dit.registry.entry("latte-s/2").resolve()._embed
+    collate, embed = program.collate, LabelEmbedding.forward
 
-    def spy(self, timestep, condition):
-        shown.extend(condition.labels.tolist())
-        return embed(self, timestep, condition)
+    def spy(self, labels):
+        shown.extend(labels.tolist() if labels.device.type != "meta" else [])  # where FLOPs are counted
+        return embed(self, labels)
 
     monkeypatch.setattr(program, "collate", lambda items: batches.append(collate(items)) or batches[-1])
-    monkeypatch.setattr("dit.latte.Latte._embed", spy)
+    monkeypatch.setattr(LabelEmbedding, "forward", spy)
     keys = {"phases": [{"samples": 24, "batch": 4, "lr": 1e-3}], "label_dropout": rate}
     assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 0
     expected = [-1 if d else label for b in batches for d, label in zip(b.dropped, b.label.tolist(), strict=True)]
@@ -150,6 +154,117 @@ def test_a_loss_that_is_not_finite_stops_the_run(launch, store, tmp_path, capsys
     assert launch("train dit", out=tmp_path / "run", latents=store, phases=phases) == 2
     error = capsys.readouterr().err
     assert "not finite at sample 4 (clips: " in error and "no checkpoint was written yet" in error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rectified flow
+
+
+def test_flow_draws_timesteps_of_its_own_and_learns_a_velocity(launch, steps, store, tmp_path):
+    noise, flow = draws_of(store), draws_of(store, objective="flow")
+    for i in range(5):
+        assert torch.equal(noise(i)["latent"], flow(i)["latent"]) and torch.equal(noise(i)["noise"], flow(i)["noise"])
+        assert flow(i)["timestep"].dtype == torch.float32 and 0 < flow(i)["timestep"] < 1000
+    phases = [{"samples": 1600, "batch": 16, "lr": 3e-3}]
+    assert launch("train dit", out=tmp_path / "run", latents=store, objective="flow", phases=phases) == 0
+    config = dit.load(str(tmp_path / "run")).config
+    assert config.objective == "flow" and not config.learn_sigma
+    records = list(steps(tmp_path / "run").values())
+    assert "vlb" not in records[0] and all(record["loss"] == record["mse"] for record in records)
+    mse = [record["mse"] for record in records]
+    assert sum(mse[-10:]) < 0.95 * sum(mse[:10])  # half of a velocity is data, here hardly more than noise
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Joint training with images
+
+
+@pytest.fixture(scope="session")
+def stills(launch, vae_run):
+    """A store of single frames, of the same classes."""
+    out = vae_run.with_name("stills")
+    assert launch("train latents", out=out, vae=vae_run, frames=1, per_video=3) == 0
+    return out
+
+
+def test_images_follow_the_frames_of_each_video(store, stills):
+    alone, joint = draws_of(store), draws_of(store, images=str(stills), images_per_video=3)
+    one, many = alone(7), joint(7)
+    assert many["latent"].shape == (4, 3 + 3, 2, 2) and joint.shape == (4, 6, 2, 2)
+    for key in ("latent", "noise"):  # the video's own draws are what they are without images
+        assert torch.equal(many[key][:, :3], one[key])
+    assert torch.equal(many["timestep"], one["timestep"])
+    stored = LatentStore(stills)
+    shown = [joint(sample)["image_label"] for sample in range(len(stored) // 3)]
+    assert sorted(torch.cat(shown).tolist()) == sorted(stored[i]["label"] for i in range(len(stored)))  # an epoch
+    assert not torch.equal(joint(7)["latent"], joint(8)["latent"])
+
+
+def test_images_are_trained_on(launch, steps, store, stills, dit_run, tmp_path):
+    keys = {"latents": store, "images": stills, "images_per_video": 2}
+    assert launch("train dit", out=tmp_path / "run", **keys) == 0
+    joint, alone = steps(tmp_path / "run"), steps(dit_run)
+    assert joint.keys() == alone.keys() and joint[4]["mse"] != alone[4]["mse"]
+    config = dit.load(str(tmp_path / "run")).config
+    assert (config.frames, config.num_classes) == (3, 2)  # sampled as any other
+
+
+def test_images_of_another_vae_size_or_length_are_refused(launch, store, vae_run, tmp_path, capsys):
+    assert launch("train dit", out=tmp_path / "run", latents=store, images=store) == 2
+    assert "shape: store says [4, 3, 2, 2], asked [4, 1, 2, 2]" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Previews
+
+
+def test_previews_show_the_averaged_weights_from_the_same_noise(
+    launch, steps, weights, store, vae_run, dit_run, tmp_path
+):
+    keys = {"preview_every": 8, "preview_vae": vae_run, "preview_count": 3, "preview_steps": 2}
+    assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 0
+    previews = tmp_path / "run" / "previews"
+    assert sorted(p.name for p in previews.iterdir()) == [f"{n:09d}.{s}" for n in (8, 16) for s in ("mp4", "png")]
+    video = torch.stack(list(map(torch.as_tensor, iter_frames(previews / "000000016.mp4"))))
+    assert video.shape == (9, 16, 3 * 16, 3)  # side by side
+    assert steps(tmp_path / "run") == steps(dit_run)  # and training does not notice
+    assert all(torch.equal(tensor, weights(tmp_path / "run")[name]) for name, tensor in weights(dit_run).items())
+
+
+def test_previews_need_the_vae_of_the_store(launch, store, refine_run, tmp_path, capsys):
+    assert launch("train dit", out=tmp_path / "run", latents=store, preview_every=4) == 2
+    assert "preview_vae: expected the VAE of the store" in capsys.readouterr().err
+    other = tmp_path / "vae"
+    assert launch("train vae", out=other, seed=1) == 0
+    assert launch("train dit", out=tmp_path / "run", latents=store, preview_every=4, preview_vae=other) == 2
+    assert f"preview_vae={other}: not the VAE whose latents are in {store}" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Steps that go wrong
+
+
+def test_a_bad_micro_batch_is_left_out_of_its_step(launch, steps, store, tmp_path, monkeypatch):
+    """Its neighbours still count, and where there are none there is no step."""
+    losses, calls = diffusion.GaussianDiffusion.losses, []
+
+    def spoilt(self, *args):
+        calls.append(len(calls))
+        terms = losses(self, *args)
+        return {name: value * float("nan") for name, value in terms.items()} if len(calls) in (2, 5, 6) else terms
+
+    keys = {"latents": store, "accumulate": 2, "non_finite": "skip", "ema": 0.0}
+    monkeypatch.setattr(diffusion.GaussianDiffusion, "losses", spoilt)
+    assert launch("train dit", out=tmp_path / "run", **keys) == 0
+    records = steps(tmp_path / "run")
+    assert [records[n]["skipped"] for n in (4, 8, 12, 16)] == [1, 1, 3, 3]
+    assert [sorted(records[n].keys() & {"loss", "grad"}) for n in (4, 8, 12)] == [["grad", "loss"]] * 2 + [[]]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(launch, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    assert launch("train dit", out=tmp_path / "run", latents=store) == 2
+    assert "the gradient is not finite at sample 0 (clips: " in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------------------------------
