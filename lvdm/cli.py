@@ -39,9 +39,12 @@ VERBS = {
     "latents show": Verb("sample.latents:show_main", "sample.configs:ShowItem", "one item of a latent store, decoded"),
     "train dit": Verb("train.dit", "train.configs:TrainDiT", "the diffusion transformer, on a latent store"),
     "sample": Verb("sample.generate", "sample.configs:Generate", "draw new videos from a trained DiT"),
+    "export": Verb("sample.export", "sample.configs:Export", "DiT, VAE and scheduler as one pipeline folder"),
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
     "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
     "bench data": Verb("sample.bench:data_main", "sample.configs:BenchData", "how fast clips are read here"),
+    "bench dit": Verb("sample.bench_dit", "sample.configs:BenchDiT", "a transformer's training step and sampling"),
+    "bench index": Verb("sample.bench:index_main", "sample.configs:BenchIndex", "what an index costs beside probing"),
     "bench latents": Verb("sample.bench:latents_main", "sample.configs:BenchLatents", "whether latents come in time"),
     "evaluate": Verb("sample.evaluate", "sample.configs:Evaluate", "PSNR, SSIM, LPIPS and FVD, with their protocols"),
 }
@@ -136,6 +139,11 @@ def _verb(argv: list[str]) -> tuple[str, list[str]]:
     if groups:
         raise UserError(f"lvdm {argv[0]}: expected one of {', '.join(name.split()[1] for name in groups)} after it")
     raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], VERBS)}; known: {', '.join(VERBS)}")
+
+
+def pipeline() -> Any:
+    """The class that `from lvdm import LVDMPipeline` gives."""
+    return _resolve("sample.pipeline:LVDMPipeline")
 
 
 def _resolve(target: str) -> Any:

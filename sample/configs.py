@@ -10,34 +10,46 @@ from train.configs import Tiles, Videos
 
 @dataclass
 class Generate:
-    """Draw new videos from a trained DiT: latents, and mp4 by D1 or at twice the frame rate by D2.
+    """Draw new videos from a trained DiT: latents, and their frames by D1 and at twice the frame rate by D2.
 
     Video i depends on (seed, i) alone: not on the batch's neighbours, the number of processes or a restart. The same
-    command again goes on where it stopped.
+    command again goes on where it stopped, video by video. Several GPUs: accelerate launch -m sample.generate.
     """
 
     operational: ClassVar[tuple[str, ...]] = ("threads",)
 
     out: str = ""
-    """Folder for latents/, d1/, d2/, samples.jsonl and sheet.png."""
+    """Folder for latents/, d1/, d2/, samples.jsonl, sheet.png and, of mp4 files, the page index.html."""
     dit: str = ""
     """The trained transformer: a run, export or hub id."""
     vae: str = ""
     """The VAE whose latents it was trained on: a run, export or hub id. With a D2 it renders at both rates."""
     classes: list[str] = field(default_factory=list)
-    """Class names or numbers to draw in turn, e.g. classes=Biking,Fencing; empty takes all."""
+    """Class names or numbers to draw, e.g. classes=Biking,Fencing; empty takes all."""
+    labels: str = "balanced"
+    """balanced: those classes in turn. drawn: one of them at random, a function of (seed, i)."""
     count: int = 16
     """Videos."""
     steps: int = 250
     """Denoising steps, 1 to 1000."""
-    guidance: float = 7.0
-    """Classifier-free guidance scale; 1 is none. Unconditional models are always sampled with 1."""
+    sampler: str = "auto"
+    """ddpm (auto), ddim or dpm++ for models that predict noise; euler (auto) for those that predict a flow."""
+    guidance: float | None = None
+    """Classifier-free guidance scale, 1 for none; null is 7 for class-conditional models and 1 for others."""
     seed: int = 0
     """Noise of video i is a function of (seed, i)."""
     batch: int = 8
     """Videos denoised at a time; the last batch is padded to it."""
     refine: bool | None = None
     """Render with D2 too; null does so if the VAE has one."""
+    format: str = "mp4"
+    """mp4 for people; without loss, for metrics: npy (uint8 T, H, W, 3) or ffv1 (mkv)."""
+    keep_latents: bool = True
+    """Keep latents/, which lvdm render and lvdm evaluate generation read; false removes each after its rendering."""
+    attention: str = "sdpa"
+    """The transformer's attention kernel: sdpa, math or xformers."""
+    compile: bool = False
+    """torch.compile the transformer's blocks: a minute at the start, faster steps."""
     precision: str = "fp32"
     """fp32, bf16 or fp16: autocast."""
     threads: int = 0
@@ -45,9 +57,34 @@ class Generate:
 
     def __post_init__(self) -> None:
         choice(self, "precision", PRECISIONS)
-        at_least(self, count=1, steps=1, batch=1, guidance=0)
+        choice(self, "labels", ("balanced", "drawn"))
+        choice(self, "format", ("mp4", "npy", "ffv1"))
+        at_least(self, count=1, steps=1, batch=1)
         if self.steps > 1000:
             raise UserError(f"steps={self.steps}: expected 1 to 1000")
+
+
+@dataclass
+class Export:
+    """A trained transformer (its EMA weights), its VAE and a scheduler in one folder: what LVDMPipeline loads.
+
+    In Python: from lvdm import LVDMPipeline; pipe = LVDMPipeline.from_pretrained("FOLDER").
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("dit",)
+
+    dit: str = ""
+    """The trained transformer: a run, export or hub id."""
+    vae: str = ""
+    """The VAE whose latents it was trained on: a run, export or hub id."""
+    out: str = ""
+    """The folder to write; a pipeline that is there is replaced."""
+    sampler: str = "auto"
+    """The scheduler to write: ddpm (auto), ddim or dpm++ for models that predict noise, euler (auto) for flow."""
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise UserError("out: expected the folder to write, e.g. out=pipelines/my-model")
 
 
 @dataclass
@@ -125,6 +162,9 @@ class Evaluate(Videos):
     """Height and width; generation takes the samples'."""
     stride: int = 1
     """Every how many frames of the video a frame is taken; for generation, as in the latent store."""
+    fps: float = 0.0
+    """Frames a second of a clip, in the place of stride; refused where it takes no whole stride. For generation, that
+    of the samples. 0 goes by stride."""
     per_video: int = 1
     """Clips a video, evenly spaced; 0 takes every window without overlap."""
     batch: int = 4
@@ -138,7 +178,7 @@ class Evaluate(Videos):
         choice(self, "split", ("auto", "train", "val", "all"))
         if self.split == "auto":
             self.split = "val" if self.holdout else "all"
-        at_least(self, frames=1, stride=1, per_video=0, batch=1, size=1)
+        at_least(self, frames=1, stride=1, fps=0.0, per_video=0, batch=1, size=1)
         if self.what == "refinement" and self.frames % 8 != 1:
             n = self.frames // 8 * 8 + 1
             raise UserError(f"frames={self.frames}: refinement needs 8n+1, e.g. {n} or {n + 8}")
@@ -247,7 +287,10 @@ class ShowItem:
 
 @dataclass
 class BenchData:
-    """Clips a second from a folder of videos: this loader beside decord's own get_batch, and two workers beside one."""
+    """Clips a second from a folder of videos: this loader beside decord's own get_batch, and two workers beside one.
+
+    How much faster two processes are at plain arithmetic, as the machine has it, is measured with them.
+    """
 
     positionals: ClassVar[tuple[str, ...]] = ("videos",)
 
@@ -271,6 +314,27 @@ class BenchData:
 
 
 @dataclass
+class BenchIndex:
+    """Files a second of an index built anew, beside bare processes that look at every frame of the same files."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("videos",)
+
+    videos: str = ""
+    """Folder of videos."""
+    files: int = 1000
+    """Files; links to those of the folder, again and again until there are so many."""
+    workers: int = 2
+    """Processes."""
+    rounds: int = 1
+    """Rounds; both are measured in each, in turn."""
+    out: str = ""
+    """JSON file for all that was measured."""
+
+    def __post_init__(self) -> None:
+        at_least(self, files=1, workers=1, rounds=1)
+
+
+@dataclass
 class BenchLatents:
     """How much of a training step waits for latents, with steps of `step_ms`."""
 
@@ -291,3 +355,42 @@ class BenchLatents:
 
     def __post_init__(self) -> None:
         at_least(self, batch=1, steps=2, step_ms=0.0, workers=0)
+
+
+@dataclass
+class BenchDiT:
+    """A transformer's training step and its guided sampling, eager and compiled: seconds, TFLOP/s, memory."""
+
+    model: str = "latte-xl/2"
+    """Name in the registry: latte-{s,b,l,xl}/{2,4,8}."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, e.g. model_args.depth=6."""
+    batch: int = 8
+    """Latents a step."""
+    channels: int = 4
+    """Latent channels."""
+    frames: int = 16
+    """Latent frames."""
+    size: list[int] = field(default_factory=lambda: [32, 32])
+    """Latent height and width."""
+    precision: str = "bf16"
+    """fp32, bf16 or fp16: autocast."""
+    attention: str = "sdpa"
+    """Kernel of attention: sdpa, xformers or math."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass."""
+    compile: bool = True
+    """Measure compiled blocks, too."""
+    steps: int = 10
+    """Denoising steps that are timed."""
+    rounds: int = 5
+    """Rounds; all are measured in each, in turn."""
+    out: str = ""
+    """JSON file for all that was measured."""
+
+    def __post_init__(self) -> None:
+        choice(self, "precision", PRECISIONS)
+        choice(self, "attention", ("sdpa", "xformers", "math"))
+        at_least(self, batch=1, channels=1, frames=1, steps=1, rounds=1)
+        if len(self.size) != 2:
+            raise UserError(f"size={self.size}: expected latent height and width, e.g. size=[32,32]")

@@ -1,8 +1,11 @@
 """Draw new videos from a trained DiT (`lvdm sample`, `accelerate launch -m sample.generate`)."""
 
 import json
-import sys
-from dataclasses import replace
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,159 +14,204 @@ import torch
 import dit
 import vae
 from dit.conditioning import Condition
+from dit.sampling import draw, guidance_of
 from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.cli import program
-from lvdm.diffusion import GaussianDiffusion, guided
-from lvdm.errors import UserError, nearest
-from lvdm.files import write_text
+from lvdm.errors import UserError
+from lvdm.files import require_space, write_text
 from lvdm.latents import LatentSpace, load_latent, save_latent, weights_hash
-from lvdm.media import contact_sheet, to_uint8
+from lvdm.media import contact_sheet, read_video
 from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder
+from lvdm.samplers import SAMPLERS, make_scheduler
 from sample.configs import Generate
-from sample.render import frames, render, require_refiner
+from sample.gallery import Rendering, write_gallery
+from sample.pipeline import class_ids, space_of
+from sample.render import render, require_refiner
 from vae.base import VideoVAE
+
+SUFFIXES = {"mp4": ".mp4", "npy": ".npy", "ffv1": ".mkv"}
+SHEET = 16  # videos on sheet.png
 
 
 def run(config: Generate) -> Path:
-    """Draws what is missing of `config.count` videos, renders them, and writes samples.jsonl and sheet.png."""
+    """Draws what is missing of `config.count` videos, renders them, and writes samples.jsonl and pages to look at."""
     accelerator = accelerators.make_accelerator(config.precision)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     accelerators.threads(config.threads)
     transformer = dit.load(config.dit).to(accelerator.device)
     model = vae.load(config.vae).to(accelerator.device)
-    space = space_of(transformer, model, config)
+    space = space_of(transformer, model, f"dit={config.dit}", f"vae={config.vae}")
     folder.bind(dit=weights_hash(transformer.state_dict()), vae=weights_hash(model.state_dict()))
     if folder.finished:
         accelerators.close(accelerator)
         return folder.path
-    refine = model.spec.refines if config.refine is None else config.refine
-    require_refiner(model, refine, config.vae)
-    labels = choose_labels(config, space)
-    for name in ("latents", "d1", *(["d2"] if refine else [])):
-        (folder.path / name).mkdir(exist_ok=True)
+    job = Job(config, folder.path, transformer, model, space)
+    transformer.set_attention_backend(config.attention)
+    if config.compile:
+        transformer.compile_repeated_blocks()
 
-    # Latents
-    missing = [i for i in range(config.count) if not latent_path(folder, i).exists()]
+    todo = [i for i in range(config.count) if not job.done(i)]
     accelerator.wait_for_everyone()  # all share out the same list: nobody draws before everybody has looked
-    groups = [missing[i : i + config.batch] for i in range(0, len(missing), config.batch)]
+    require_space(folder.path, len(todo) * job.bytes_a_video, f"for {len(todo)} videos")
+    job.make_folders()
+    groups = [todo[i : i + config.batch] for i in range(0, len(todo), config.batch)]
     own = groups[accelerator.process_index :: accelerator.num_processes]
     with bar("sample", len(own) * config.steps, show=accelerator.is_main_process) as progress:
         for ids in own:
             with torch.no_grad(), accelerator.autocast():
-                latents = draw(transformer, config, ids, labels, progress.advance)
-            for i, latent in zip(ids, space.scale.denormalise(latents).cpu(), strict=False):
-                extra = {"class": space.classes[labels[i]] if labels else "", "seed": str(config.seed)}
-                save_latent(latent_path(folder, i), latent, space.num_frames, space.fps, space.vae_sha256, extra)
-    accelerator.wait_for_everyone()
-
-    # Videos
-    for i in range(accelerator.process_index, config.count, accelerator.num_processes):
-        latent = load_latent(latent_path(folder, i))
-        for name, double in (("d1", False), ("d2", True)):
-            path = folder.path / name / f"{i:06d}.mp4"
-            if (refine or not double) and not path.exists():
-                with accelerator.autocast():
-                    render(model, latent, path, double)
+                job.draw(ids, lambda _: progress.advance())
+                job.render(ids)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_index(folder, config, space, labels)
-        write_sheet(folder, model, min(config.count, 16))
+        job.summarise()
         folder.finish(videos=config.count)
+        print(f"{folder.path}: {config.count} videos; to look at: {job.page}")
     accelerators.close(accelerator)
     return folder.path
 
 
-def draw(transformer: Any, config: Generate, ids: list[int], labels: list[int], advance: Any) -> torch.Tensor:
-    """Normalised latents (batch, C, t, h, w) of videos `ids`, in a batch padded to `config.batch`."""
-    padded = ids + [ids[-1]] * (config.batch - len(ids))
-    c = transformer.config
-    conditional = c.condition == "class"
-    condition = Condition.of_classes([labels[i] for i in padded], c.num_classes) if conditional else Condition()
-    denoise = guided(transformer, condition.to(transformer.device), config.guidance if conditional else 1.0)
-    return GaussianDiffusion().sample(
-        denoise,
-        (c.in_channels, c.frames, *c.size),
-        config.steps,
-        [generator(config.seed, "sample", i) for i in padded],
-        transformer.device,
-        lambda _: advance(),
-    )
+@dataclass
+class Job:
+    """What one command draws: its models and settings, resolved and checked, and where each video goes."""
 
+    config: Generate
+    path: Path
+    transformer: Any
+    model: VideoVAE
+    space: LatentSpace
 
-def space_of(transformer: Any, model: VideoVAE, config: Generate) -> LatentSpace:
-    """The latent space of the transformer, refused when the VAE is another one."""
-    if not transformer.config.latents:
-        raise UserError(f"dit={config.dit}: does not say which latents it was trained on; give a run of lvdm train dit")
-    space = LatentSpace(**transformer.config.latents)
-    if transformer.config.condition == "none":  # its store may have classes all the same
-        space = replace(space, classes=[])
-    if space.classes and config.guidance != 1 and not transformer.config.label_dropout:
-        raise UserError(
-            f"guidance={config.guidance}: dit={config.dit} has no null class (label_dropout=0); use guidance=1"
+    def __post_init__(self) -> None:
+        config, objective = self.config, self.transformer.config.objective
+        self.guidance = guidance_of(self.transformer, config.guidance)
+        self.scheduler = make_scheduler(objective, config.sampler)
+        self.sampler = SAMPLERS[objective][0] if config.sampler == "auto" else config.sampler
+        self.labels = choose_labels(config, self.space)
+        refine = self.model.spec.refines if config.refine is None else config.refine
+        require_refiner(self.model, refine, config.vae)
+        self.decoders = {"d1": False, "d2": True} if refine else {"d1": False}  # and whether each refines
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def make_folders(self) -> None:
+        for name in ("latents", *self.decoders):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def latent(self, i: int) -> Path:
+        return self.path / "latents" / f"{i:06d}.safetensors"
+
+    def video(self, decoder: str, i: int) -> Path:
+        return self.path / decoder / f"{i:06d}{SUFFIXES[self.config.format]}"
+
+    def rendered(self, i: int) -> bool:
+        return all(self.video(name, i).exists() for name in self.decoders)
+
+    def done(self, i: int) -> bool:
+        return self.rendered(i) and (self.latent(i).exists() or not self.config.keep_latents)
+
+    @cached_property
+    def renderings(self) -> list[Rendering]:
+        """What the videos of each decoder are like."""
+        c, factor, count = self.transformer.config, self.model.spec.space_factor, self.space.num_frames
+        height, width = (side * factor for side in c.size)
+        sizes = {False: (count, self.space.fps), True: (2 * count - 1, 2 * self.space.fps)}
+        return [Rendering(name, name.upper(), *sizes[double], width, height) for name, double in self.decoders.items()]
+
+    @property
+    def bytes_a_video(self) -> int:
+        """An estimate of its files: what is raw is exact, FFV1 is smaller than that, mp4 mostly below an eighth."""
+        c = self.transformer.config
+        latent = 4 * c.in_channels * c.frames * math.prod(c.size) if self.config.keep_latents else 0
+        raw = sum(3 * r.frames * r.height * r.width for r in self.renderings)
+        return latent + (raw // 8 if self.config.format == "mp4" else raw)
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+
+    def draw(self, ids: list[int], on_step: Callable[[int], None]) -> None:
+        """Writes the latents of videos `ids` that are missing, drawn in a batch padded to `config.batch`."""
+        ids = [i for i in ids if not self.latent(i).exists() and not self.done(i)]
+        if not ids:
+            return
+        padded = ids + [ids[-1]] * (self.config.batch - len(ids))
+        chosen = [self.labels[i] for i in padded] if self.labels else None
+        latents = draw(
+            self.transformer,
+            Condition.of_classes(chosen, self.transformer.config.num_classes) if chosen else Condition(),
+            [generator(self.config.seed, "sample", i) for i in padded],
+            self.scheduler,
+            self.config.steps,
+            self.guidance,
+            on_step,
         )
-    if space.vae_sha256 != model.latent_sha256():
-        raise UserError(
-            f"vae={config.vae}: not the VAE whose latents dit={config.dit} was trained on (weights"
-            f" {model.latent_sha256()[:12]}, expected {space.vae_sha256[:12]})"
-        )
-    return space
+        for i, latent in zip(ids, self.space.scale.denormalise(latents).cpu(), strict=False):
+            extra = {"class": self.class_of(i) or "", "seed": str(self.config.seed)}
+            save_latent(self.latent(i), latent, self.space.num_frames, self.space.fps, self.space.vae_sha256, extra)
+
+    def render(self, ids: list[int]) -> None:
+        """Writes the videos `ids` that are missing, and removes latents that shall not stay."""
+        for i in ids:
+            missing = [name for name in self.decoders if not self.video(name, i).exists()]
+            latent = load_latent(self.latent(i)) if missing else None
+            for name in missing:
+                render(self.model, latent, self.video(name, i), self.decoders[name])
+            if not self.config.keep_latents:
+                self.latent(i).unlink(missing_ok=True)
+
+    def class_of(self, i: int) -> str | None:
+        """The name of its class."""
+        return self.space.classes[self.labels[i]] if self.labels else None
+
+    # ---- what all of it is -------------------------------------------------------------------------------------------
+
+    @property
+    def page(self) -> Path:
+        """What to look at: the gallery, which shows mp4 files, or the sheet."""
+        return self.path / ("index.html" if self.config.format == "mp4" else "sheet.png")
+
+    def summarise(self) -> None:
+        """samples.jsonl, a line a video; sheet.png, a row a video; of mp4 files index.html, all of them."""
+        if not self.config.keep_latents:
+            shutil.rmtree(self.path / "latents")  # with what a kill left in it
+        same = {"seed": self.config.seed, "fps": self.space.fps, "stride": self.space.stride}
+        same |= {"sampler": self.sampler, "steps": self.config.steps, "guidance": self.guidance}
+        lines = [{"id": i, "class": self.class_of(i), **same} for i in range(self.config.count)]
+        write_text(self.path / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        shown = lines[:SHEET]
+        names = [f"{line['id']} {line['class'] or ''}".strip() for line in shown]
+        videos = [read_video(self.video("d1", line["id"])) for line in shown]
+        contact_sheet(videos, self.path / "sheet.png", labels=names)
+        if self.config.format == "mp4":
+            settings = ("dit", "vae", "steps", "seed", "labels", "precision")
+            facts = {key: getattr(self.config, key) for key in settings}
+            facts |= {"sampler": self.sampler, "guidance": self.guidance}
+            write_gallery(self.page, lines, self.renderings, facts)
 
 
 def choose_labels(config: Generate, space: LatentSpace) -> list[int]:
-    """The class of each video: the asked ones, or all, in turn; [] for an unconditional model."""
+    """The class of each video, of the asked ones or of all, in turn or drawn; [] for an unconditional model."""
     if not space.classes:
         if config.classes:
             raise UserError("classes: this DiT was trained without classes")
         return []
-    chosen = []
-    for name in config.classes or space.classes:
-        if name in space.classes:
-            chosen.append(space.classes.index(name))
-        elif name.isdecimal() and int(name) < len(space.classes):
-            chosen.append(int(name))
-        else:
-            raise UserError(
-                f"classes: unknown class {name!r}{nearest(name, space.classes)}; known: {', '.join(space.classes)}"
-            )
-    return [chosen[i % len(chosen)] for i in range(config.count)]
-
-
-def latent_path(folder: RunFolder, i: int) -> Path:
-    return folder.path / "latents" / f"{i:06d}.safetensors"
-
-
-def write_index(folder: RunFolder, config: Generate, space: LatentSpace, labels: list[int]) -> None:
-    """samples.jsonl: a line a video."""
-    names = [space.classes[label] for label in labels] or [None] * config.count
-    same = {"seed": config.seed, "fps": space.fps, "stride": space.stride}
-    lines = [json.dumps({"id": i, "class": name, **same}) for i, name in enumerate(names)]
-    write_text(folder.path / "samples.jsonl", "\n".join(lines) + "\n")
-
-
-def write_sheet(folder: RunFolder, model: VideoVAE, count: int) -> None:
-    """sheet.png: a row a video, to look at."""
-    videos, names = [], []
-    for i in range(count):
-        latent = load_latent(latent_path(folder, i))
-        video = torch.cat(list(frames(model, latent.latent[None], latent.num_frames)), 2)[0]
-        videos.append(to_uint8(video.cpu()).permute(1, 2, 3, 0))
-        names.append(f"{i} {latent.extra['class']}".strip())
-    contact_sheet(videos, folder.path / "sheet.png", labels=names)
+    chosen = class_ids(config.classes or space.classes, space.classes, "classes")
+    if config.labels == "balanced":
+        return [chosen[i % len(chosen)] for i in range(config.count)]
+    draws = [generator(config.seed, "class", i) for i in range(config.count)]
+    return [chosen[int(torch.randint(len(chosen), (), generator=g))] for g in draws]
 
 
 def describe(config: Generate) -> str:
     """Parameters and FLOPs of a video, for `--dry-run`."""
     transformer = dit.load(config.dit).to("meta")
-    c = transformer.config
+    c, guidance = transformer.config, guidance_of(transformer, config.guidance)
     with torch.device("meta"):
         latent = torch.empty(1, c.in_channels, c.frames, *c.size)
         condition = Condition(torch.zeros(1, dtype=torch.int64) if c.condition == "class" else None)
         step = cost.forward_cost(lambda: transformer(latent, torch.zeros(1), condition))
-    passes = config.steps * (2 if c.condition == "class" and config.guidance != 1 else 1)
+    passes = config.steps * (1 if guidance == 1 else 2)
     return cost.describe_forward(f"a video in {config.steps} steps", cost.parameters(transformer), step, passes)
 
 
@@ -173,4 +221,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    accelerators.leave(main())

@@ -12,7 +12,7 @@ from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.errors import UserError
 from lvdm.latents import LatentFile, load_latent
-from lvdm.media import to_uint8, write_mp4
+from lvdm.media import to_uint8, write_video
 from lvdm.progress import bar
 from lvdm.run import RunFolder
 from sample.configs import Render
@@ -53,13 +53,13 @@ def frames(model: VideoVAE, latent: Tensor, num_frames: int, refine: bool = Fals
 
 
 def render(model: VideoVAE, latent: LatentFile, path: Path, refine: bool) -> None:
-    """Writes one latent as an mp4 at its own rate, or with `refine` at twice of it."""
+    """Writes the video of one latent at its own rate, or with `refine` at twice of it; the suffix is its format."""
     pieces = frames(model, latent.latent[None], latent.num_frames, refine)
     height, width = latent.size or (None, None)
     pictures = (
         picture for piece in pieces for picture in to_uint8(piece[0, ..., :height, :width].cpu()).permute(1, 2, 3, 0)
     )
-    write_mp4(path, pictures, latent.fps * (2 if refine else 1))
+    write_video(path, pictures, latent.fps * (2 if refine else 1))
 
 
 def latent_files(latents: str) -> list[Path]:
@@ -67,7 +67,10 @@ def latent_files(latents: str) -> list[Path]:
     path = Path(latents)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
-        raise UserError(f"latents={latents}: expected a .safetensors latent file or a folder of them")
+        raise UserError(
+            f"latents={latents}: expected a .safetensors latent file or a folder of them"
+            " (lvdm sample keep_latents=false leaves none)"
+        )
     return files
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from lvdm.data.reader import iter_frames, probe, read_frames
 from lvdm.data.samples import sample_videos
 from lvdm.errors import UserError
-from lvdm.media import contact_sheet, to_float, to_uint8, write_mp4
+from lvdm.media import contact_sheet, read_video, to_float, to_uint8, write_mp4, write_video
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +93,35 @@ def test_contact_sheet(frames, tmp_path):
     assert (sheet[:16] < 255).any() and (sheet[304:, 600:] == 255).all()
     contact_sheet([frames], tmp_path / "plain.png", columns=1)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "plain.png")), frames[0])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mkv"])
+def test_formats_without_loss_give_every_bit_back(suffix, tmp_path):
+    """Of noise, where any conversion of colours would round, at an odd size."""
+    noise = torch.randint(256, (5, 33, 47, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / f"video{suffix}", (frame for frame in noise), 12.5)
+    assert torch.equal(read_video(tmp_path / f"video{suffix}"), noise)
+    if suffix == ".mkv":
+        assert probe(tmp_path / "video.mkv").fps == 12.5
+    else:
+        assert np.load(tmp_path / "video.npy", mmap_mode="r").shape == (5, 33, 47, 3)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_npy_of_many_frames_has_the_head_of_one(tmp_path):
+    """The head is written before the frames are counted, and once more after."""
+    frames = np.arange(12000, dtype=np.uint8).reshape(1000, 2, 2, 3)
+    write_video(tmp_path / "a.npy", iter(frames), 1)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), frames)
+
+
+def test_mp4_is_read_as_it_is_decoded(frames, tmp_path):
+    write_video(tmp_path / "video.mp4", frames[:3], 25)
+    assert torch.equal(read_video(tmp_path / "video.mp4"), read_frames(tmp_path / "video.mp4", range(3)))
+
+
+@pytest.mark.parametrize("name, message", [("a.avi", "ends in .mp4, .mkv, .npy"), ("a.npy", "no frames")])
+def test_what_cannot_be_written_leaves_nothing(name, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        write_video(tmp_path / name, [], 25)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Sampling: video i is a function of (seed, i), of its class and of guidance; runs resume; wrong parts are refused."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -14,12 +15,15 @@ import torch
 import dit
 import vae
 from dit.conditioning import Condition
+from dit.latte import Latte
 from lvdm.data.reader import probe
-from lvdm.diffusion import GaussianDiffusion
 from lvdm.latents import LatentSpace, LatentStore, load_latent
+from lvdm.media import read_video, to_uint8
 from lvdm.rng import generator
+from lvdm.samplers import DDPM, sample
 from sample import generate
 from sample.configs import Generate
+from sample.render import frames
 
 
 def latents(out: Path) -> list[torch.Tensor]:
@@ -38,8 +42,9 @@ def agree(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.fixture
 def draw(lvdm, transformer, vae_of, tmp_path, monkeypatch):
     """`draw("name", **keys)`: a run without the videos, its folder."""
-    monkeypatch.setattr(generate, "render", lambda *_: None)
-    monkeypatch.setattr(generate, "write_sheet", lambda *_: None)
+    monkeypatch.setattr(generate.Job, "render", lambda *_: None)
+    monkeypatch.setattr(generate, "read_video", lambda *_: None)
+    monkeypatch.setattr(generate, "contact_sheet", lambda *_, **__: None)
 
     def run(name: str, **keys: object) -> Path:
         keys = {"dit": transformer, "vae": vae_of(), "count": 1, "batch": 4, "steps": 3, "guidance": 3, **keys}
@@ -71,9 +76,8 @@ def test_a_run_writes_latents_and_videos_at_both_rates(samples, store):
 
 def test_classes_are_drawn_in_turn(samples):
     names = ["left", "right", "left", "right", "left"]
-    assert lines(samples) == [
-        {"id": i, "seed": 0, "class": name, "fps": 12, "stride": 2} for i, name in enumerate(names)
-    ]
+    same = {"seed": 0, "fps": 12, "stride": 2, "sampler": "ddpm", "steps": 3, "guidance": 3}
+    assert lines(samples) == [{"id": i, "class": name, **same} for i, name in enumerate(names)]
 
 
 def test_latents_are_the_samplers_own_in_the_scale_of_the_vae(samples, transformer):
@@ -86,7 +90,7 @@ def test_latents_are_the_samplers_own_in_the_scale_of_the_vae(samples, transform
         eps = unconditional[:, :4] + 3 * (conditional[:, :4] - unconditional[:, :4])
         return torch.cat([eps, conditional[:, 4:]], 1)
 
-    expected = GaussianDiffusion().sample(denoise, (4, 3, 4, 4), 3, [generator(0, "sample", 3)])
+    expected = sample(denoise, DDPM(), (4, 3, 4, 4), 3, [generator(0, "sample", 3)])
     assert agree(latents(samples)[3], scale.denormalise(expected)[0])
 
 
@@ -110,14 +114,13 @@ def test_neighbours_do_not_matter(draw, samples):
 
 def test_every_batch_is_padded_to_one_size(draw, monkeypatch):
     """Bitwise equality holds between batches of one shape only."""
-    sizes = []
+    sizes, drawn = [], generate.draw
 
-    class Spy(GaussianDiffusion):
-        def sample(self, denoise, shape, steps, generators, *rest):
-            sizes.append(len(generators))
-            return super().sample(denoise, shape, steps, generators, *rest)
+    def spy(model, condition, generators, *rest):
+        sizes.append(len(generators))
+        return drawn(model, condition, generators, *rest)
 
-    monkeypatch.setattr(generate, "GaussianDiffusion", Spy)
+    monkeypatch.setattr(generate, "draw", spy)
     draw("five", count=5, batch=4)
     assert sizes == [4, 4]
 
@@ -196,13 +199,12 @@ def test_two_processes_share_the_work_whoever_is_late(samples, transformer, refi
     monkeypatch.setattr(generate.accelerators, "make_accelerator", accelerator)
     monkeypatch.setattr(generate.vae, "load", load)
     monkeypatch.setattr(generate.dit, "load", load)
-    monkeypatch.setattr(generate, "render", lambda *_: None)
     threads = [threading.Thread(target=run, args=(value,)) for value in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [line["id"] for line in lines(tmp_path)] == [0, 1, 2, 3, 4]
+    assert lines(tmp_path) == lines(samples) and len(list(tmp_path.glob("d2/*.mp4"))) == 5
     for a, b in zip(latents(tmp_path), latents(samples), strict=True):
         assert agree(a, b)
 
@@ -225,7 +227,7 @@ def test_class_and_guidance_reach_the_model(draw):
 
 
 def test_unconditional_videos_have_no_class(draw, dit_of):
-    """Also where the store has classes that the transformer was not trained on; guidance does not apply."""
+    """Also where the store has classes that the transformer was not trained on; guidance is 1 unless asked."""
     space = dict(dit.load(dit_of()).config.latents)
     for name, classes in (("with", space["classes"]), ("without", [])):
         options = {
@@ -234,8 +236,8 @@ def test_unconditional_videos_have_no_class(draw, dit_of):
             "label_dropout": 0.0,
             "latents": {**space, "classes": classes},
         }
-        out = draw(name, dit=dit_of(**options), count=2, guidance=7)
-        assert [line["class"] for line in lines(out)] == [None, None]
+        out = draw(name, dit=dit_of(**options), count=2, guidance="null")
+        assert [(line["class"], line["guidance"]) for line in lines(out)] == [(None, 1), (None, 1)]
         assert load_latent(out / "latents" / "000001.safetensors").extra["class"] == ""
         plain = draw(f"{name}-1", dit=dit_of(**options), count=2, guidance=1)
         assert all(torch.equal(a, b) for a, b in zip(latents(out), latents(plain), strict=True))
@@ -251,8 +253,27 @@ REFUSED = {
     "too many steps": ({"steps": 1001}, {}, "steps=1001: expected 1 to 1000"),
     "no D2": ({"refine": "true"}, {}, "has no refinement decoder"),
     "unconditional": ({"classes": "[left]"}, {"condition": "none", "num_classes": 0}, "trained without classes"),
+    "no condition": (
+        {"guidance": 7},
+        {"condition": "none", "num_classes": 0},
+        "guidance=7.0: this transformer is unconditional; use guidance=1, or leave it out",
+    ),
+    "negative guidance": ({"guidance": -1}, {}, "guidance=-1.0: expected at least 0"),
     "no null class": ({"guidance": 2}, {"label_dropout": 0.0}, "has no null class (label_dropout=0); use guidance=1"),
     "no latents": ({}, {"latents": None}, "does not say which latents it was trained on"),
+    "sampler of flows": (
+        {"sampler": "euler"},
+        {},
+        "sampler=euler: not for a model with objective=noise; expected auto, ddpm, ddim, dpm++",
+    ),
+    "sampler of noise": (
+        {"sampler": "ddim"},
+        {"objective": "flow", "learn_sigma": False},
+        "not for a model with objective=flow; expected auto, euler",
+    ),
+    "unknown attention": ({"attention": "spda"}, {}, "unknown attention backend 'spda' (did you mean 'sdpa'?)"),
+    "unknown format": ({"format": "gif"}, {}, "format='gif': expected one of mp4, npy, ffv1"),
+    "unknown labels": ({"labels": "random"}, {}, "labels='random': expected one of balanced, drawn"),
     "no out": ({"out": ""}, {}, "out: expected the folder"),
 }
 
@@ -276,5 +297,119 @@ def test_a_vae_of_other_weights_is_refused_and_the_right_one_may_follow(lvdm, tr
     assert lvdm("sample", vae=vae_of(), **keys) == 0
 
 
-def test_guidance_1_needs_no_null_class(draw, dit_of):
-    assert len(latents(draw("out", dit=dit_of(label_dropout=0.0), guidance=1))) == 1
+def test_a_full_disk_is_told_before_the_work_and_changes_nothing(lvdm, transformer, refiner, tmp_path, capsys):
+    """A video: 4x3x4x4 fp32 latents; 9 and 17 frames of 32x32, as they are or, in mp4, at an eighth."""
+    usage, keys = SimpleNamespace(free=500), {"dit": transformer, "vae": refiner, "out": tmp_path, "count": 10**4}
+    sizes = {"mp4": 4 * 192 + 26 * 32 * 32 * 3 // 8, "npy": 4 * 192 + 26 * 32 * 32 * 3}
+    for name, size in sizes.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lvdm.files.shutil.disk_usage", lambda _: usage)
+            assert lvdm("sample", format=name, **keys) == 2
+        error = capsys.readouterr().err
+        assert f"{size / 1e5:.2f} GB are needed for 10000 videos, only 0.00 GB are free" in error
+    keys |= {"count": 1, "batch": 1, "steps": 1}
+    assert lvdm("sample", **keys) == 0  # another config may follow in the same folder
+
+
+def test_guidance_1_needs_no_null_class_and_is_what_a_model_without_one_gets(draw, dit_of):
+    for name, guidance in (("one", 1), ("none", "null")):
+        out = draw(name, dit=dit_of(label_dropout=0.0), guidance=guidance)
+        assert len(latents(out)) == 1 and lines(out)[0]["guidance"] == 1
+
+
+def test_guidance_is_7_where_there_is_a_null_class(draw):
+    out = draw("default", guidance="null")
+    assert lines(out)[0]["guidance"] == 7
+    assert torch.equal(latents(out)[0], latents(draw("seven", guidance=7))[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels, samplers, formats
+
+
+def test_drawn_labels_are_a_function_of_the_seed_and_the_number(draw, monkeypatch):
+    monkeypatch.setattr(generate.Job, "draw", lambda *_: None)
+    names = [[line["class"] for line in lines(draw(str(n), labels="drawn", count=n))] for n in (8, 64)]
+    assert names[1][:8] == names[0] and 16 < names[1].count("left") < 48
+    assert names[1] != [line["class"] for line in lines(draw("other", labels="drawn", count=64, seed=1))]
+    right = lines(draw("asked", labels="drawn", count=8, classes="[right]"))
+    assert {line["class"] for line in right} == {"right"}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_other_samplers_of_the_same_model(sampler, draw, samples):
+    """Deterministic after the noise, so the neighbours do not matter either."""
+    one, three = (draw(f"{sampler}-{count}", sampler=sampler, count=count) for count in (1, 3))
+    assert torch.equal(latents(one)[0], latents(three)[0]) and lines(one)[0]["sampler"] == sampler
+    assert not torch.allclose(latents(one)[0], latents(samples)[0], atol=1e-3)
+
+
+def test_models_of_a_flow_are_drawn_by_euler(draw, dit_of):
+    out = draw("flow", dit=dit_of(objective="flow", learn_sigma=False))
+    assert lines(out)[0]["sampler"] == "euler" and latents(out)[0].isfinite().all()
+
+
+def test_attention_and_compile_reach_the_transformer(draw, samples, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Latte, "compile_repeated_blocks", lambda self: asked.append(self.blocks[1].attention.backend))
+    assert agree(latents(draw("math", attention="math", compile="true"))[0], latents(samples)[0])
+    assert asked == ["math"]
+
+
+def assert_rendered(out: Path, suffix: str, kept: Path, spec: str) -> None:
+    """The videos in `out` are, bit by bit, those of the latents in `kept`."""
+    model, files = vae.load(spec), sorted(kept.glob("latents/*"))
+    for decoder, double in (("d1", False), ("d2", True)):
+        assert len(files) == len(list(out.glob(f"{decoder}/*"))) > 0
+        for file in files:
+            latent = load_latent(file)
+            pieces = torch.cat(list(frames(model, latent.latent[None], latent.num_frames, double)), 2)
+            expected = to_uint8(pieces[0]).permute(1, 2, 3, 0)
+            assert torch.equal(read_video(out / decoder / f"{file.stem}{suffix}"), expected)
+
+
+@pytest.mark.parametrize("name, suffix", [("npy", ".npy"), ("ffv1", ".mkv")])
+def test_formats_without_loss_hold_what_the_decoders_give(name, suffix, lvdm, transformer, refiner, tmp_path):
+    out, keys = tmp_path / "out", {"dit": transformer, "vae": refiner, "count": 2, "batch": 2, "steps": 1}
+    assert lvdm("sample", out=out, format=name, **keys) == 0
+    assert_rendered(out, suffix, out, refiner)
+    assert (out / "sheet.png").is_file() and not (out / "index.html").exists()
+
+
+def test_latents_may_go_once_they_are_rendered(lvdm, samples, transformer, refiner, tmp_path, monkeypatch):
+    """A run that is killed on the way goes on with what is missing, and draws nothing twice."""
+    keys = {"dit": transformer, "vae": refiner, "out": tmp_path, "count": 5, "batch": 4, "steps": 3, "guidance": 3}
+    keys |= {"keep_latents": "false", "format": "npy"}  # x264 is not repeatable bit by bit at this size
+    written, write = [], generate.render
+
+    def dies(*arguments):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "render", dies)
+        assert lvdm("sample", **keys) == 130
+    assert sorted(path.stem for path in tmp_path.glob("latents/*")) == ["000002", "000003"]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("d?/*.npy")}
+    assert len(before) == 5
+    assert lvdm("sample", **keys) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not (tmp_path / "latents").exists() and lines(tmp_path) == lines(samples)
+    assert_rendered(tmp_path, ".npy", samples, refiner)
+
+
+def test_what_needs_latents_that_are_gone_says_where_it_looked(lvdm, samples, refiner, tmp_path, capsys):
+    shutil.copytree(samples, tmp_path / "out", ignore=shutil.ignore_patterns("latents"))
+    assert lvdm("render", tmp_path / "out" / "latents", vae=refiner, out=tmp_path / "again") == 2
+    assert f"latents={tmp_path}/out/latents: expected a .safetensors latent file or a folder" in capsys.readouterr().err
+
+
+def test_dry_run_counts_guided_passes_twice(lvdm, dit_of, transformer, vae_of, capsys):
+    def flops(**keys):
+        assert lvdm("sample", "--dry-run", vae=vae_of(), steps=10, **keys) == 0
+        return re.search(r"([\d.]+ \w?FLOPs?)", capsys.readouterr().out)[1]
+
+    plain = dit_of(condition="none", num_classes=0)
+    assert flops(dit=transformer) != flops(dit=transformer, guidance=1) and flops(dit=plain)

@@ -1,0 +1,39 @@
+"""A trained transformer, its VAE and a scheduler as one pipeline folder (`lvdm export`)."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import dit
+import vae
+from lvdm.cli import program
+from lvdm.errors import UserError
+from lvdm.samplers import make_scheduler
+from sample.configs import Export
+from sample.pipeline import LVDMPipeline, space_of
+
+
+def run(config: Export) -> Path:
+    """Writes what `LVDMPipeline.from_pretrained(config.out)` loads; the folder is replaced as a whole."""
+    out = Path(config.out)
+    if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"out={out}: there is something else already; choose another out")
+    transformer, model = dit.load(config.dit), vae.load(config.vae)
+    space_of(transformer, model, f"dit={config.dit}", f"vae={config.vae}")
+    scheduler = make_scheduler(transformer.config.objective, config.sampler)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    LVDMPipeline(model, transformer, scheduler).save_pretrained(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    print(f'{out}: transformer, VAE and {type(scheduler).__name__}; LVDMPipeline.from_pretrained("{out}") loads it')
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`lvdm export`."""
+    return program(Export, argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
