@@ -372,7 +372,7 @@ class LatentSpace:
     """The latents a transformer was trained on, so that nothing samples in one scale and decodes in another."""
 
     vae_sha256: str
-    """`weights_hash` of the VAE."""
+    """`weights_hash` of the VAE; "" where only its kind is known (official checkpoints)."""
     mean: Sequence[float]
     std: Sequence[float]
     """Per channel, see `LatentScale`."""

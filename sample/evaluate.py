@@ -15,8 +15,8 @@ from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.accelerator import device
 from lvdm.cli import program
-from lvdm.data.clips import ClipPolicy, Clips
-from lvdm.data.index import open_index
+from lvdm.data.clips import FPS_TOLERANCE, ClipPolicy, Clips
+from lvdm.data.index import Index, open_index
 from lvdm.errors import UserError
 from lvdm.files import write_text
 from lvdm.latents import LatentFile, weights_hash
@@ -61,7 +61,7 @@ def run(config: Evaluate) -> Path:
     if config.what != "generation":
         model.spec.check_square(config.size, "size")
     folder = RunFolder(config.out, config)
-    videos = open_index(config.videos, config.labels, config.subset).hash()
+    videos = index_of(config).hash()
     folder.bind(vae=weights_hash(model.state_dict()), videos=videos)  # or the numbers would be of something else
     if not folder.finished:
         accelerators.threads(config.threads)
@@ -123,7 +123,7 @@ class View:
 @torch.no_grad()
 def compare(config: Evaluate, views: Callable[[Tensor], list[View]]) -> list[Table]:
     """PSNR, SSIM and LPIPS of each rendering in each view of the clips, means over frames and then clips."""
-    clips, count = clips_of(config, config.frames, config.stride)
+    clips, count = clips_of(config, config.frames)
     lpips = LPIPS("alex").to(device())
     scores: dict[tuple[str, str], dict[str, list[Tensor]]] = {}
     with bar("evaluate", count) as progress:
@@ -150,12 +150,11 @@ def frame_protocol(config: Evaluate, clips: Clips, count: int, lpips: LPIPS, whi
         features="lpips-alex",
         weights_sha256=lpips.weights_sha256,
         frames=config.frames,
-        stride_real=config.stride,
-        stride_fake=config.stride,
+        **pace_of(clips, clips.policy.stride),
         resize=f"short side to {config.size}, centre crop, uint8",
         count_real=count,
         count_fake=count,
-        split=f"{clips.index.root.name}, {config.split}",
+        split=f"{clips.index.root.name}, {clips.policy.split}",
         seed=0,
         estimator=f"mean of per-frame values, then over clips; {which}",
     )
@@ -186,12 +185,16 @@ def generation(config: Evaluate, model: VideoVAE) -> list[Table]:
     config = replace(config, size=size_of(files, model, config))
     require_same_rate(config, files[0].fps)
     extractor = I3DFeatures(device())
-    decoders = [False, True] if model.spec.refines and config.stride % 2 == 0 else [False]
-    sides = {refine: real_side(config, files[0].num_frames, refine) for refine in decoders}
+    count = files[0].num_frames
+    sides = {False: clips_of(config, count)}
+    if model.spec.refines and has_double_rate(config):
+        sides[True] = clips_of(config, 2 * count - 1, 2)
     with bar("FVD", sum(len(files) + count for _, count in sides.values())) as progress:
-        tables = [distance(config, model, files, extractor, refine, *sides[refine], progress) for refine in decoders]
+        tables = [distance(config, model, files, extractor, refine, *side, progress) for refine, side in sides.items()]
     if model.spec.refines and len(tables) == 1:
-        tables[0].note += f" D2's rate has no real counterpart at stride {config.stride} / 2: take an even stride."
+        by_rate = f"{2 * config.fps:g} fps: not every video has it exactly."
+        by_stride = f"stride {config.stride} / 2: take an even stride."
+        tables[0].note += f" D2's rate has no real counterpart at {by_rate if config.fps else by_stride}"
     return tables
 
 
@@ -205,8 +208,12 @@ def size_of(files: list[LatentFile], model: VideoVAE, config: Evaluate) -> int:
 
 
 def require_same_rate(config: Evaluate, fps: float) -> None:
-    """Refuses a stride at which real clips play at other rates than the samples."""
-    rates = [row.fps for row in open_index(config.videos, config.labels, config.subset).ok]
+    """Refuses a rate or stride at which real clips play at other rates than the samples."""
+    if config.fps:
+        if abs(config.fps - fps) > FPS_TOLERANCE * fps:
+            raise UserError(f"fps={config.fps:g}: real clips play at {config.fps:g} fps then, samples at {fps:.4g}")
+        return
+    rates = [row.fps for row in index_of(config).ok]
     slowest, fastest = min(rates) / config.stride, max(rates) / config.stride
     if not 0.95 * slowest <= fps <= 1.05 * fastest:
         play = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
@@ -216,11 +223,15 @@ def require_same_rate(config: Evaluate, fps: float) -> None:
         )
 
 
-def real_side(config: Evaluate, num_frames: int, refine: bool) -> tuple[Clips, int]:
-    """Real clips at the rate of D1, or with `refine` at twice of it, and their number."""
-    if refine:
-        return clips_of(config, 2 * num_frames - 1, config.stride // 2)
-    return clips_of(config, num_frames, config.stride)
+def has_double_rate(config: Evaluate) -> bool:
+    """Whether real clips can be had at twice the rate."""
+    if not config.fps:
+        return config.stride % 2 == 0
+    try:
+        policy = policy_of(config, 1, 2)
+        return all(policy.stride_of(row) for row in index_of(config).ok)
+    except UserError:  # one of them takes no whole stride
+        return False
 
 
 def distance(
@@ -248,12 +259,11 @@ def distance(
         features=extractor.name,
         weights_sha256=extractor.weights_sha256,
         frames=policy.frames,
-        stride_real=policy.stride,
-        stride_fake=1,
+        **pace_of(clips, 1),
         resize=f"short side to {config.size}, centre crop, uint8 (real); {extractor.resize}",
         count_real=count,
         count_fake=len(files),
-        split=f"{clips.index.root.name}, {config.split}",
+        split=f"{clips.index.root.name}, {clips.policy.split}",
         seed=0,
         estimator=ESTIMATOR,
     )
@@ -267,14 +277,36 @@ def distance(
 # Clips
 
 
-def clips_of(config: Evaluate, count: int, stride: int) -> tuple[Clips, int]:
-    """The clips to measure on, and how many there are."""
-    more = {"short": config.short, "across_cuts": config.across_cuts}
-    policy = ClipPolicy(count, stride, config.size, "center", False, config.split, config.holdout, **more)
-    clips = Clips(
-        open_index(config.videos, config.labels, config.subset), policy, seed=0, cache_gib=config.cache_gib
-    ).say_skipped()
+def index_of(config: Evaluate) -> Index:
+    return open_index(config.videos, config.labels, config.subset)
+
+
+def policy_of(config: Evaluate, count: int, speed: int) -> ClipPolicy:
+    """Clips of `count` frames, at `speed` times the rate of the config."""
+    return ClipPolicy(
+        frames=count,
+        stride=1 if config.fps else config.stride // speed,
+        size=config.size,
+        split=config.split,
+        holdout=config.holdout,
+        fps=config.fps * speed,
+        short=config.short,
+        across_cuts=config.across_cuts,
+    )
+
+
+def clips_of(config: Evaluate, count: int, speed: int = 1) -> tuple[Clips, int]:
+    """The clips to measure on, see `policy_of`, and how many there are."""
+    policy = policy_of(config, count, speed)
+    clips = Clips(index_of(config), policy, seed=0, cache_gib=config.cache_gib).say_skipped()
     return clips, len(clips.grid(config.per_video))
+
+
+def pace_of(clips: Clips, stride_fake: int) -> dict[str, float | None]:
+    """The strides of a protocol, or the rate that was asked for in their place."""
+    if clips.policy.fps:
+        return {"stride_real": None, "stride_fake": None, "fps": clips.policy.fps}
+    return {"stride_real": clips.policy.stride, "stride_fake": stride_fake}
 
 
 def batches(clips: Clips, config: Evaluate) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -158,15 +159,36 @@ class Clip:
     cut: Cut | None = None
 
 
+class Memory:
+    """Room for `gib` GiB of whole videos, decoded and resized, in this process; any number of `Clips` may share it."""
+
+    def __init__(self, gib: float):
+        self.free = gib * 2**30
+        self.videos: dict[Hashable, Tensor] = {}
+        self._reserved: set[Hashable] = set()
+
+    def reserve(self, wanted: dict[Hashable, int]) -> bool:
+        """Whether all of these videos (bytes of each) find room beside those reserved before, which then count."""
+        new = {key: size for key, size in wanted.items() if key not in self._reserved}
+        if sum(new.values()) > self.free:
+            return False
+        self.free -= sum(new.values())
+        self._reserved |= new.keys()
+        return True
+
+
 class Clips:
     """The clips of an index under a policy; `len` is the number of usable videos, `rows` are those videos.
 
-    Whole videos, decoded and resized, stay in the memory of this process when all of them take at most `cache_gib` GiB;
-    else the frames of a clip are decoded each time. The pixels are the same both ways. `uncut` leaves frames that are
-    decoded each time as they are, to be resized and cropped elsewhere (see `Cut`).
+    Whole videos, decoded and resized, stay in the memory of this process when all of them take at most `cache_gib` GiB
+    (a `Memory` for several `Clips` to share); else the frames of a clip are decoded each time. The pixels are the same
+    both ways. `uncut` leaves frames that are decoded each time as they are, to be resized and cropped elsewhere (see
+    `Cut`).
     """
 
-    def __init__(self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float = 2.0, uncut: bool = False):
+    def __init__(
+        self, index: Index, policy: ClipPolicy, seed: int, cache_gib: float | Memory = 2.0, uncut: bool = False
+    ):
         self.index, self.policy, self.seed, self.uncut = index, policy, seed, uncut
         self.rows: list[IndexRow] = []
         self._numbers: list[int] = []  # of the rows in the index
@@ -195,8 +217,10 @@ class Clips:
                 f" there has {longest}; fewer frames, a smaller stride, or short=loop"
             )
         self._class_of = {name: number for number, name in enumerate(index.classes)}
-        needed = sum(row.length * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
-        self._cache: dict[int, Tensor] | None = {} if needed <= cache_gib * 2**30 else None
+        memory = cache_gib if isinstance(cache_gib, Memory) else Memory(cache_gib)
+        sizes = (row.length * 3 * math.prod(_fit(row.height, row.width, policy.size)) for row in self.rows)
+        fits = memory.reserve(dict(zip(map(self._key, self.rows), sizes, strict=True)))
+        self._cache = memory.videos if fits else None
         self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
@@ -274,18 +298,26 @@ class Clips:
         )
 
     def _frames(self, row_index: int, indices: list[int]) -> Tensor:
-        """Frames of a row, uint8 (T, H, W, 3); those in the cache are resized already, which resizing leaves alone."""
+        """Frames of a row, uint8 (T, H, W, 3): resized already (which resizing leaves alone), unless `uncut`."""
         row = self.rows[row_index]
         path = self.index.root / row.path
         if self._cache is None:
-            return read_frames(path, indices)
-        if row_index not in self._cache:
+            return read_frames(path, indices, row.whole, self._small if not self.uncut else lambda frame: frame)
+        key = self._key(row)
+        if key not in self._cache:
             frames = islice(iter_frames(path), row.start, row.start + row.length)
-            small = torch.cat([resize(torch.from_numpy(frame)[None], self.policy.size) for frame in frames])
+            small = torch.cat([self._small(torch.from_numpy(frame)[None]) for frame in frames])
             if len(small) < row.length:
                 raise Unreadable(path, f"changed since it was indexed: {len(small)} frames, not {row.length}")
-            self._cache[row_index] = small.permute(0, 2, 3, 1)
-        return self._cache[row_index][[index - row.start for index in indices]]
+            self._cache[key] = small
+        return self._cache[key][[index - row.start for index in indices]]
+
+    def _key(self, row: IndexRow) -> Hashable:
+        """What a decoded video is kept under: those that share a memory may be of several indexes and sizes."""
+        return self.index.root, row.path, row.start, row.end, self.policy.size
+
+    def _small(self, frames: Tensor) -> Tensor:
+        return resize(frames, self.policy.size).permute(0, 2, 3, 1)
 
 
 def resize(frames: Tensor, size: int) -> Tensor:

@@ -77,11 +77,11 @@ def probe(path: str | Path) -> VideoInfo:
     return VideoInfo(len(files), FPS, width, height, False)
 
 
-def read_frames(path: str | Path, indices: Sequence[int]) -> np.ndarray:
-    """The pictures `indices` of `path` as uint8 RGB (T, H, W, 3). All have the size of the first one of the folder."""
+def pick(path: str | Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The pictures `wanted` of `path` as uint8 RGB (H, W, 3). All have the size of the first one of the folder."""
     info, files = probe(path), _files(path)
-    pictures = {index: _picture(path, files[index], (info.width, info.height)) for index in set(indices)}
-    return np.stack([pictures[index] for index in indices])
+    for index in wanted:
+        yield _picture(path, files[index], (info.width, info.height))
 
 
 def iter_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:

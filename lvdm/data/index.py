@@ -31,7 +31,7 @@ from lvdm.files import write_text
 from lvdm.progress import bar
 from lvdm.weights import cache_dir
 
-VERSION = 2  # of what is kept of a file; what another version kept is not read
+VERSION = 3  # of what is kept of a file; what another version kept is not read
 SAVE_EVERY = 30.0  # seconds of looking that a killed build may lose
 SILENCE = 120.0  # seconds without a new frame after which a file is given up
 NAMED = 20  # broken files named one by one
@@ -44,7 +44,8 @@ class IndexRow:
 
     `frames` counts those of the file that can be decoded: the readable head of a damaged file is used, and `reason`
     says so. Of a clip that a list cuts out of a longer file, `start` and `end` (excluded) are frames of that file; an
-    `end` of None is its last. A row of state "broken" has nothing to show.
+    `end` of None is its last. A row of state "broken" has nothing to show. `whole` says that the file has given a sound
+    frame for every packet, at its time, so that its frames can be reached from key frames (see `read_frames`).
     """
 
     path: str
@@ -60,6 +61,7 @@ class IndexRow:
     start: int = 0
     end: int | None = None
     caption: str = ""
+    whole: bool = False
 
     def shots(self) -> list[tuple[int, int]]:
         """The shots as (start, end) in frames of the file, end excluded."""
@@ -317,11 +319,12 @@ def look(root: Path, path: str, alive: Callable[[], None] = lambda: None, full: 
     `alive` is called after each frame. Whatever a damaged file brings up becomes the row's reason.
     """
     row = IndexRow(path)
-    thumbnails, reason = [], ""
+    thumbnails, reason, odd = [], "", []
     try:
         info = probe(root / path)
         row.fps, row.width, row.height, row.vfr = info.fps, info.width, info.height, info.vfr
-        for picture in islice(iter_frames(root / path, None if full else THUMBNAIL), info.frames):
+        pictures = iter_frames(root / path, None if full else THUMBNAIL, lambda: odd.append(row.frames))
+        for picture in islice(pictures, info.frames):
             row.frames += 1
             if not full:
                 thumbnails.append(picture)
@@ -335,6 +338,7 @@ def look(root: Path, path: str, alive: Callable[[], None] = lambda: None, full: 
         row.state, row.reason = "broken", reason
     elif row.frames < info.frames:
         row.reason = f"only the first {row.frames} of {info.frames} frames can be decoded: {reason}"
+    row.whole = row.state == "ok" and not row.reason and not odd
     if thumbnails:
         row.cuts = find_cuts(np.stack(thumbnails))
     return row

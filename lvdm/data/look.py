@@ -111,7 +111,7 @@ def strip(root: Path, row: IndexRow, columns: int, size: int) -> torch.Tensor:
     """At most `columns` frames from the first to the last, uint8 (T, h, w, 3) of shorter side `size`; those before
     which a new shot has begun have a red bar at the left."""
     picks = torch.linspace(row.start, row.start + row.length - 1, min(columns, row.length)).round().long().tolist()
-    pictures = resize(read_frames(root / row.path, picks), size).permute(0, 2, 3, 1).contiguous()
+    pictures = resize(read_frames(root / row.path, picks, row.whole), size).permute(0, 2, 3, 1).contiguous()
     for before, pick, picture in zip(picks, picks[1:], pictures[1:], strict=False):
         if any(before < cut <= pick for cut in row.cuts):
             picture[:, : max(2, size // 24)] = RED

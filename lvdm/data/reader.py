@@ -2,24 +2,29 @@
 it was reached.
 
 decord reads the files whose every frame it is known to hit: MP4 or MOV of constant frame rate with closed groups of
-pictures, which is what most tools write. PyAV reads all other videos, and those at which decord fails; the pixels are
-the same. Pillow reads pictures (`lvdm.data.frames`).
+pictures, which is what most tools write. PyAV reads all other videos, and all where LVDM_DECODER=pyav is set: from the
+key frame before the first frame asked for, where that is known to give what a full decode gives, else from the start.
+The pixels are the same. Pillow reads pictures (`lvdm.data.frames`).
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
 
 from lvdm.data import frames
 from lvdm.data.frames import Unreadable, VideoInfo, check_pixels, stat_file
@@ -32,9 +37,11 @@ MAX_FRAMES = 2**22  # of one video, 38 hours at 30 fps: a damaged head may promi
 # Containers only: by its contents alone a file could be a playlist, and have FFmpeg open what that names.
 _FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm,yuv4mpegpipe"
 
-# Decoding is bit exact by the standard and every packet shows one frame; MPEG-4 part 2 and MJPEG differ by a level
-# between decoders, VP8 has packets that show nothing.
+# Every packet shows one frame, and a time stamp leads to it; VP8 has packets that show nothing.
 _INDEXED_CODECS = {"h264", "hevc", "vp9"}
+
+_VOP = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)  # the start of an MPEG-4 frame; two bits tell its kind
+_INTRA, _BOTH_WAYS = 0, 2
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,13 @@ class _Scan:
     """One pass over the packets: times of all frames in order of display, and where decoding can start."""
 
     info: VideoInfo
+    look: tuple[int, int, int]  # of the first frame, see `_look`
     pts: np.ndarray
-    key_pts: np.ndarray
-    key_dts: np.ndarray
+    keys: np.ndarray  # (K, 3): pts, dts and place in the file of the key frames, in order of decoding
     indexed: bool  # a time stamp leads to its frame
-    decord_exact: bool  # decord gives every frame, and the colours that PyAV gives
+    counted: bool  # time stamps are numbers of packets, and an index that is damaged leads to others
+    droppable: bool  # frames that no other refers to need not be decoded
+    for_decord: bool  # decord gives every frame, in the colours of a full decode
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -57,69 +66,111 @@ def probe(path: str | Path) -> VideoInfo:
     return _in_time(path, lambda: _info(path))
 
 
-def read_frames(path: str | Path, indices: Sequence[int]) -> torch.Tensor:
-    """The frames `indices` (any order, repeats allowed) of `path` as uint8 RGB (T, H, W, 3).
+def read_frames(
+    path: str | Path,
+    indices: Sequence[int],
+    whole: bool = False,
+    each: Callable[[Tensor], Tensor] = lambda frame: frame,
+) -> Tensor:
+    """The frames `indices` (any order, repeats allowed) of `path` as uint8 RGB (T, H, W, 3), or what `each` makes of
+    every frame (1, H, W, 3) as it comes (a clip that is resized so is never there in full).
+
+    `whole` says that a full decode has given a sound frame for every packet, at its time (`IndexRow.whole`). Only then
+    are frames reached from key frames: damage may swallow a frame, and all after it would be counted wrong.
 
     Raises `Unreadable`, after TIMEOUT seconds at the latest. What cannot be interrupted (a file server that does not
     answer, a decoder that never returns) is then left behind in a thread of its own, with its file and memory, until
     it comes back or the process ends.
     """
-    return torch.from_numpy(_in_time(path, lambda: _read(path, list(indices))))
+    return _in_time(path, lambda: _read(path, list(indices), whole, each))
 
 
-def iter_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+def iter_frames(
+    path: str | Path, size: tuple[int, int] | None = None, odd: Callable[[], None] | None = None
+) -> Iterator[np.ndarray]:
     """All frames of `path` in order as uint8 RGB (H, W, 3), in memory that does not grow with the video.
 
     `size` (width, height) asks for thumbnails of that size instead, averaged over areas (and not rotated, where `path`
-    is a video). Raises `Unreadable` at the first frame that cannot be decoded, or when FFmpeg waits for data longer
+    is a video). `odd` is called before a frame in which the decoder has filled in what damage took, or which
+    does not come at the time that the packets promise.
+
+    Raises `Unreadable` at the first frame that cannot be decoded, or when FFmpeg waits for data longer
     than TIMEOUT seconds; a call to the system or to a decoder that never returns is not interrupted.
     """
     if frames.is_pictures(path):
         yield from frames.iter_frames(path, size)
         return
     with _decoder(path) as (container, stream):
-        first = None
+        colours, times = None, iter(_scan(path).pts.tolist()) if odd else None
         for frame in container.decode(stream):
-            first = first or frame
-            if size:
-                yield frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation="AREA")
-            else:
-                yield _rgb(frame, first)
+            colours = colours or _Colours(_look(frame), size)
+            if odd and (frame.is_corrupt or frame.pts != next(times, None)):
+                odd()
+            yield colours.of(frame)
 
 
 def _info(path: str | Path) -> VideoInfo:
     return frames.probe(path) if frames.is_pictures(path) else _scan(path).info
 
 
-def _read(path: str | Path, indices: list[int]) -> np.ndarray:
+def _read(path: str | Path, indices: list[int], whole: bool, each: Callable[[Tensor], Tensor]) -> Tensor:
     """`read_frames` in this thread, however long it takes."""
     info = _info(path)
     if not all(0 <= index < info.frames for index in indices):
         raise Unreadable(path, f"frames {min(indices)} to {max(indices)} asked of a video of {info.frames} frames")
-    if frames.is_pictures(path):
-        return frames.read_frames(path, indices)
-    scan = _scan(path)
-    found = _read_decord(path, indices, info) if scan.decord_exact else None
-    return _read_pyav(path, indices, scan) if found is None else found
+    wanted = sorted(set(indices))
+    pictures = frames.pick(path, wanted) if frames.is_pictures(path) else _pick(path, wanted, _scan(path), whole)
+    found = {index: each(torch.from_numpy(picture)[None]) for index, picture in zip(wanted, pictures, strict=True)}
+    return torch.cat([found[index] for index in indices])
+
+
+class _Hand(Thread):
+    """A thread that does one piece of work after the other: to start one for each clip takes as long as to read it."""
+
+    def __init__(self):
+        super().__init__(name="reader", daemon=True)
+        self.todo: SimpleQueue[tuple[Callable[[], Any], Future] | None] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while self._do(self.todo.get()):
+            pass
+
+    @staticmethod
+    def _do(job: tuple[Callable[[], Any], Future] | None) -> bool:
+        if job is None:
+            return False
+        work, future = job
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            del job, future  # or an error would hold itself, and all frames read so far, through its traceback
+        return True
+
+
+_idle: list[_Hand] = []
+os.register_at_fork(after_in_child=_idle.clear)  # threads stay with the parent
 
 
 def _in_time(path: str | Path, work: Callable[[], T]) -> T:
     """What `work()` gives or raises, or `Unreadable` after TIMEOUT seconds."""
     future: Future[T] = Future()
-
-    def run(future: Future[T]) -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-            del future  # or the error would hold itself, and all frames read so far, through its traceback
-
-    Thread(target=run, args=(future,), name=f"read {path}", daemon=True).start()
+    try:
+        hand = _idle.pop()
+    except IndexError:
+        hand = _Hand()
+    hand.todo.put((work, future))
     try:
         return future.result(TIMEOUT)
     except TimeoutError as error:
         raise Unreadable(path, f"not read within {TIMEOUT:g} seconds") from error
     finally:
+        if future.done():
+            _idle.append(hand)
+        else:
+            hand.todo.put(None)  # it ends when it comes back
         del future  # likewise
 
 
@@ -162,10 +213,23 @@ def _decoder(path: str | Path) -> Iterator[tuple[Any, Any]]:
         raise Unreadable(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _rgb(frame: Any, first: Any) -> np.ndarray:
-    """`frame` as RGB of the size of the `first` one (some streams change size), turned as its metadata says."""
-    image = frame.to_ndarray(format="rgb24", width=first.width, height=first.height)
-    return np.ascontiguousarray(np.rot90(image, first.rotation // 90)) if first.rotation else image
+def _look(frame: Any) -> tuple[int, int, int]:
+    """Width and height before it is turned, and its turn in degrees."""
+    return frame.width, frame.height, frame.rotation
+
+
+class _Colours:
+    """Frames of a video as RGB (H, W, 3), which `look` as its first one (some streams change size), or thumbnails."""
+
+    def __init__(self, look: tuple[int, int, int], thumbnail: tuple[int, int] | None = None):
+        self.size, self.turns = (thumbnail, 0) if thumbnail else (look[:2], look[2] // 90)
+        self.how = "AREA" if thumbnail else None
+        self.reformatter = VideoReformatter()
+
+    def of(self, frame: Any) -> np.ndarray:
+        # one thread: to start and await more for each frame takes ten times as long as a small one
+        picture = self.reformatter.reformat(frame, *self.size, "rgb24", interpolation=self.how, threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(picture, self.turns)) if self.turns else picture
 
 
 def _scan(path: str | Path) -> _Scan:
@@ -173,84 +237,128 @@ def _scan(path: str | Path) -> _Scan:
     return _scan_version(str(path), found.st_mtime_ns, found.st_size)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _scan_version(path: str, mtime_ns: int, size: int) -> _Scan:
     """Kept for as long as the file does not change; reading a clip then costs no second pass over the packets."""
     with _decoder(path) as (container, stream):
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise Unreadable(path, "no frame can be decoded")
-    with _decoder(path) as (container, stream):
-        packets = []  # (pts, dts, key frame?) in the order of decoding
+        codec, counted = stream.codec_context.name, container.format.name == "avi"
+        packets, first, indexed = [], None, codec == "mpeg4" if counted else codec in _INDEXED_CODECS
         for packet in _while_awaited(path, container.demux(stream)):
+            first = first or next(iter(packet.decode()), None)
             # discarded packets are decoded for the sake of others and never shown (edit lists)
             if packet.size and not packet.is_discard:
-                packets.append((packet.pts, packet.dts, packet.is_keyframe))
+                packets.append((packet.pts, packet.dts, packet.pos or 0, packet.is_keyframe))
+                indexed = indexed and (not counted or _shows_in_order(packet))
             if len(packets) > MAX_FRAMES:
                 raise Unreadable(path, f"holds more than {MAX_FRAMES} frames")
-        stamped = all(pts is not None for pts, _, _ in packets)
-        coded = np.array([pts if stamped else i for i, (pts, _, _) in enumerate(packets)])
-        keys = np.array([i for i, (_, _, key) in enumerate(packets) if key], dtype=int)
+        if first is None:
+            raise Unreadable(path, "no frame can be decoded")
+        stamped = all(pts is not None for pts, *_ in packets)
+        if not stamped:
+            packets = [(i, dts, pos, key) for i, (_, dts, pos, key) in enumerate(packets)]
+        keys = [(pts, pts if dts is None else dts, pos) for pts, dts, pos, key in packets if key]
+        coded = np.array([pts for pts, *_ in packets])
         pts = np.sort(coded)
         gaps = np.diff(pts)
         vfr = bool(len(gaps) and gaps.max() - gaps.min() > 1)  # one tick is rounding
         rate = 1 / (gaps.mean() * stream.time_base) if vfr else stream.average_rate or stream.guessed_rate or 0
-        indexed = (
-            stamped
-            and bool((gaps > 0).all())
-            and stream.codec_context.name in _INDEXED_CODECS
-            and container.format.name != "avi"  # stores no times: those it reports are out of order with B-frames
-        )
-        decord_exact = (
+        width, height, turn = look = _look(first)
+        shown = (height, width) if turn % 180 else (width, height)
+        indexed = indexed and stamped and bool((gaps > 0).all())
+        for_decord = (
             indexed
-            and not vfr
+            and not (counted or vfr)
             # a table of all frames in the file: decord misses frames in fragments, transport streams and edit lists ...
             and stream.frames == len(packets)
             # ... and where a frame stored after a key frame is shown before it (open GOP)
-            and bool((coded == np.minimum.accumulate(coded[::-1])[::-1])[keys].all())
+            and bool((coded == np.minimum.accumulate(coded[::-1])[::-1])[[key for *_, key in packets]].all())
             # its colours differ for other pictures than these
             and first.format.name == "yuv420p"
-            and not (first.interlaced_frame or first.width % 2 or first.height % 2)
+            and not (first.interlaced_frame or width % 2 or height % 2)
         )
-        turned = first.rotation % 180 != 0
-        width, height = (first.height, first.width) if turned else (first.width, first.height)
-        key_dts = np.array([pts if dts is None else dts for pts, dts, key in packets if key])
         return _Scan(
-            VideoInfo(len(pts), float(rate), width, height, vfr), pts, coded[keys], key_dts, indexed, decord_exact
+            info=VideoInfo(len(pts), float(rate), *shown, vfr),
+            look=look,
+            pts=pts,
+            keys=np.array(keys, dtype=np.int64).reshape(-1, 3),
+            indexed=indexed,
+            counted=counted,
+            droppable=codec == "h264",
+            for_decord=for_decord,
         )
 
 
-def _read_decord(path: str | Path, indices: list[int], info: VideoInfo) -> np.ndarray | None:
-    """The frames by decord, or None where it fails: on damaged or cut-off files, and on some narrow pictures."""
-    import decord  # here, because its import is slow
+def _shows_in_order(packet: Any) -> bool:
+    """Whether an MPEG-4 packet is one frame, shown before the next, and as a key frame refers to no other."""
+    kinds = [kind[0] >> 6 for kind in _VOP.findall(bytes(packet))]
+    return len(kinds) == 1 and kinds[0] != _BOTH_WAYS and (kinds[0] == _INTRA or not packet.is_keyframe)
 
+
+def _pick(path: str | Path, wanted: list[int], scan: _Scan, whole: bool) -> Iterator[np.ndarray]:
+    """The frames `wanted`, which ascend, by decord or from a key frame as far as it is certain that they are right."""
+    if whole and scan.for_decord and os.environ.get("LVDM_DECODER", "decord") == "decord":
+        pictures = _by_decord(path, wanted, scan.info)
+        if pictures is not None:
+            yield from pictures
+            return
+    found = 0
+    if whole and scan.indexed:
+        with suppress(Unreadable):
+            for picture in _from_key_frame(path, wanted, scan):
+                found += 1
+                yield picture
+    if found < len(wanted):
+        yield from _from_start(path, wanted[found:], scan)
+
+
+def _by_decord(path: str | Path, wanted: list[int], info: VideoInfo) -> np.ndarray | None:
+    """The frames (T, H, W, 3), or None where decord fails, as on some narrow pictures, or is not there."""
+    try:
+        import decord  # here, because its import is slow
+    except ImportError:
+        return None
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        found = decord.VideoReader(os.path.abspath(path), num_threads=1).get_batch(indices).asnumpy()
+        found = decord.VideoReader(os.path.abspath(path), num_threads=1).get_batch(wanted).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
         return None
     return found if found.shape[1:] == (info.height, info.width, 3) else None
 
 
-def _read_pyav(path: str | Path, indices: list[int], scan: _Scan, seek: bool = True) -> np.ndarray:
-    """The frames by PyAV: from the key frame before them where time stamps can be trusted, else from the start."""
-    wanted, found = sorted(set(indices)), {}
-    keys_before = scan.key_dts[scan.key_pts <= scan.pts[wanted[0]]] if seek and scan.indexed else []
+def _from_start(path: str | Path, wanted: list[int], scan: _Scan) -> Iterator[np.ndarray]:
+    left, colours = wanted[::-1], _Colours(scan.look)
     with _decoder(path) as (container, stream):
-        if seek := len(keys_before) > 0:
-            container.seek(int(keys_before[-1]), stream=stream)
-        first, index = None, wanted[0] if seek else 0
-        for frame in _while_awaited(path, container.decode(stream)):
-            first = first or frame
-            if seek and frame.pts is not None and frame.pts < scan.pts[wanted[0]]:
-                continue
-            if seek and frame.pts != scan.pts[index]:
-                break  # the container landed too late, or damage has swallowed a frame
-            if index in wanted:
-                found[index] = _rgb(frame, first)
-                if len(found) == len(wanted):
-                    return np.stack([found[index] for index in indices])
-            index += 1
-    if seek:
-        return _read_pyav(path, indices, scan, seek=False)
-    raise Unreadable(path, f"frame {min(set(wanted) - found.keys())} of {scan.info.frames} cannot be decoded")
+        for index, frame in enumerate(_while_awaited(path, container.decode(stream))):
+            if index == left[-1]:
+                yield colours.of(frame)
+                left.pop()
+                if not left:
+                    return
+    raise Unreadable(path, f"frame {left[-1]} of {scan.info.frames} cannot be decoded")
+
+
+def _from_key_frame(path: str | Path, wanted: list[int], scan: _Scan) -> Iterator[np.ndarray]:
+    """Ends early where anything is not as in a full decode: a seek leads elsewhere, a frame is missing or mended."""
+    times, colours = scan.pts[wanted].tolist(), _Colours(scan.look)
+    keys_before = scan.keys[scan.keys[:, 0] <= times[0]].tolist()
+    if not keys_before:
+        return
+    pts, dts, place = keys_before[-1]
+    shown, left = set(times), times[::-1]
+    with _decoder(path) as (container, stream):
+        container.seek(dts, stream=stream)
+        for number, packet in enumerate(_while_awaited(path, container.demux(stream))):
+            if scan.counted and number == 0 and (packet.pts, packet.pos) != (pts, place):
+                return
+            if scan.droppable:
+                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in shown else "NONREF"
+            for frame in packet.decode():
+                if frame.is_corrupt or frame.pts is None or frame.pts > left[-1]:
+                    return
+                if frame.pts == left[-1]:
+                    if _look(frame) != scan.look:
+                        return
+                    yield colours.of(frame)
+                    left.pop()
+                    if not left:
+                        return

@@ -22,9 +22,9 @@ class Protocol:
     """Of the published weights of `features`."""
     frames: int
     """Frames a clip."""
-    stride_real: int
-    """Distance of neighbouring frames of a real clip, in frames of the source."""
-    stride_fake: int
+    stride_real: int | None
+    """Distance of neighbouring frames of a real clip, in frames of the source; None where `fps` decides."""
+    stride_fake: int | None
     """The same of a generated or reconstructed clip."""
     resize: str
     """From the source to what is compared, in words."""
@@ -38,15 +38,18 @@ class Protocol:
     """Of the draw of clips."""
     estimator: str
     """From features or pixels to the number, in words."""
+    fps: float | None = None
+    """Frames a second of all clips, where that and no stride was asked for."""
 
     def describe(self) -> str:
         """One line for a reader, fields that do not apply left out."""
         features = f", {self.features}" if self.features else ""
         weights = f" (weights {self.weights_sha256[:8]})" if self.weights_sha256 else ""
+        strides = f"stride {self.stride_real} real / {self.stride_fake} fake"
+        pace = strides if self.fps is None else f"{self.fps:g} frames a second"
         return (
-            f"{self.metric}{features}{weights}, {self.frames} frames, stride {self.stride_real} real / "
-            f"{self.stride_fake} fake, {self.resize}, {self.count_real} real / {self.count_fake} fake clips, "
-            f"{self.split}, seed {self.seed}, {self.estimator}"
+            f"{self.metric}{features}{weights}, {self.frames} frames, {pace}, {self.resize}, "
+            f"{self.count_real} real / {self.count_fake} fake clips, {self.split}, seed {self.seed}, {self.estimator}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """The benchmarks run and tell the truth of what they were given."""
 
 import json
-import re
+import sys
 
 import pytest
 import torch
 
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
-from sample.bench import alternate, plain, ratio
+from lvdm.errors import UserError
+from lvdm.weights import cache_dir
+from sample.bench import ahead, alternate, plain, ratio
 
 
 def test_runs_alternate_and_ratios_are_of_the_same_round():
@@ -28,8 +30,41 @@ def test_data(lvdm, videos, tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert lvdm("bench data", videos, frames=5, size=32, clips=2, rounds=2, out=out) == 0
     text = capsys.readouterr().out
-    assert re.search(r"this loader is [\d.]+ times as fast", text) and "two workers are" in text
-    assert set(json.loads(out.read_text())["seconds"]) == {"this loader", "decord get_batch + resize"}
+    seconds = json.loads(out.read_text())
+    alone = ratio(seconds, "decord get_batch + resize", "this loader")
+    assert f"this loader is {alone:.2f} times as fast" in text
+    for what, names in (("two workers are", "clips by"), ("two processes of plain arithmetic are", "sums by")):
+        assert f"{what} {ratio(seconds, f'{names} 1', f'{names} 2'):.2f} times as fast as one" in text
+    assert len(seconds) == 6 and all(len(times) == 2 for times in seconds.values())
+
+
+def test_index(lvdm, videos, tmp_path, capsys):
+    """Every file is looked at anew in every round, and nothing of it stays."""
+    before = sorted(cache_dir().rglob("*"))
+    assert lvdm("bench index", videos, files=7, rounds=2, out=tmp_path / "bench.json") == 0
+    seconds = json.loads((tmp_path / "bench.json").read_text())
+    printed = capsys.readouterr()
+    assert f"takes {ratio(seconds, 'this index', 'bare probes'):.2f} times as long" in printed.out
+    assert len(seconds["this index"]) == 2 and min(map(min, seconds.values())) > 0.01
+    assert "broken" not in printed.err and sorted(cache_dir().rglob("*")) == before
+
+
+def test_batches_fetched_ahead_are_the_same_and_errors_come_through():
+    def batches():
+        yield from range(1, 4)
+        raise UserError("the disk is away")
+
+    found = ahead(batches())
+    assert [next(found) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(UserError, match="the disk is away"):
+        next(found)
+    assert list(ahead(iter(range(1, 10)))) == list(range(1, 10))
+
+
+def test_without_decord_there_is_one_line(lvdm, videos, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert lvdm("bench data", videos, frames=5, size=32, clips=1, rounds=1) == 2
+    assert "pip install decord" in capsys.readouterr().err
 
 
 def test_latents(lvdm, store, tmp_path, capsys):

@@ -219,6 +219,37 @@ def test_a_stride_of_another_rate_is_refused(lvdm, videos, eight_fps, refiner, t
     assert "about 3" in error
 
 
+def test_a_rate_takes_the_clips_of_its_stride_and_the_protocol_names_it(measure, videos, vae_of, tmp_path):
+    """The videos have 24 fps."""
+    keys = {"vae": vae_of(), "frames": 5}
+    (by_rate,) = measure("reconstruction", fps=8, out=tmp_path / "rate", **keys)
+    (by_stride,) = measure("reconstruction", stride=3, out=tmp_path / "stride", **keys)
+    assert by_rate.rows == by_stride.rows
+    assert by_rate.protocol["fps"] == 8 and by_rate.protocol["stride_real"] is None
+    assert by_stride.protocol["fps"] is None and by_stride.protocol["stride_real"] == 3
+    assert by_rate.protocol["split"] == by_stride.protocol["split"] == f"{videos.name}, all"
+
+
+def test_generation_by_rate_is_generation_by_its_stride(measure, samples, refiner, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    by_rate = measure("generation", vae=refiner, samples=samples, fps=12, out=tmp_path / "rate")
+    by_stride = measure("generation", vae=refiner, samples=samples, stride=2, out=tmp_path / "stride")
+    assert [table.rows for table in by_rate] == [table.rows for table in by_stride] and len(by_rate) == 2
+    assert [table.protocol["fps"] for table in by_rate] == [12, 24]
+
+
+def test_a_rate_whose_double_no_video_has_is_measured_for_d1_alone(measure, eight_fps, refiner, monkeypatch):
+    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    (table,) = measure("generation", vae=refiner, samples=eight_fps, fps=8)
+    assert table.rows[0][0] == "generated, D1" and "no real counterpart at 16 fps" in table.note
+
+
+def test_a_rate_other_than_the_samples_is_refused_with_both(lvdm, videos, eight_fps, refiner, tmp_path, capsys):
+    keys = {"samples": eight_fps, "videos": videos, "out": tmp_path / "out", "size": SIZE}
+    assert lvdm("evaluate", "generation", vae=refiner, fps=12, **keys) == 2
+    assert "fps=12: real clips play at 12 fps then, samples at 8" in capsys.readouterr().err
+
+
 def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_of, monkeypatch):
     monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
     (table,) = measure("generation", vae=vae_of(), samples=samples, stride=2)
@@ -234,6 +265,8 @@ REFUSED = {
     "no D2": ("refinement", {}, "has no refinement decoder"),
     "no samples": ("generation", {}, "samples: expected the folder that lvdm sample wrote"),
     "too long": ("reconstruction", {"frames": 41}, "need 41 consecutive frames in the all split"),
+    "fps": ("reconstruction", {"fps": 9}, "fps=9: left/a.mp4 has 24 frames a second"),
+    "negative fps": ("reconstruction", {"fps": -1}, "fps=-1"),
     "size": ("reconstruction", {"size": 36}, "size=36: must be divisible by 8"),
     "no out": ("reconstruction", {"out": ""}, "out: expected the folder"),
     "no videos": ("reconstruction", {"videos": "/nowhere"}, "videos=/nowhere: expected a folder of videos"),

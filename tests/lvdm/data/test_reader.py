@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+import threading
 import time
 import weakref
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from lvdm.data import frames, reader
+from lvdm.data.index import look
 from lvdm.data.reader import Unreadable, iter_frames, probe, read_frames
 from lvdm.data.samples import sample_videos
 from lvdm.media import write_mp4
@@ -47,9 +50,12 @@ def _check(path):
     assert (info.frames, info.height, info.width) == full.shape[:3]
     ranges = [range(a, min(n, a + 12), step) for a in (0, n // 3, n // 2 + 1, n - 4) for step in (1, 3)]
     for indices in [*ranges, [n - 1, 0, n // 2, 0]]:
-        frames = read_frames(path, indices)
-        assert frames.dtype == torch.uint8
-        assert torch.equal(frames, torch.from_numpy(full[list(indices)])), (path, indices)
+        for whole, decoder in ((False, "decord"), (True, "decord"), (True, "pyav")):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("LVDM_DECODER", decoder)
+                frames = read_frames(path, indices, whole)
+            assert frames.dtype == torch.uint8
+            assert torch.equal(frames, torch.from_numpy(full[list(indices)])), (path, indices, whole, decoder)
     return info
 
 
@@ -80,19 +86,32 @@ def test_ucf101_frame_exact(real_data, tmp_path):
     _check(tmp_path / "xvid.mp4")
 
 
-def test_both_readers_give_the_same_pixels(real_data):
-    """Wherever decord is trusted: real files of many writers, single frames after a seek and runs of them."""
+def _by_seeking(path, indices):
+    """What is reached from a key frame, as far as it goes."""
+    return list(reader._from_key_frame(path, list(indices), reader._scan(path)))
+
+
+def test_every_frame_of_a_xvid_file_after_a_seek(real_data):
+    """Decoding begins at the key frame of every twelve, and no frame has to be looked for from the start."""
+    path = real_data / "ucf101_mini" / "UCF-101" / "Biking" / "v_Biking_g05_c02.avi"
+    full, scan = np.stack(list(iter_frames(path))), reader._scan(path)
+    assert len(full) == 201 and scan.indexed and scan.keys[:, 0].tolist() == list(range(0, 201, 12))
+    for start in range(len(full)):
+        indices = list(range(start, min(len(full), start + 3)))
+        assert np.array_equal(_by_seeking(path, indices), full[indices]), start
+
+
+def test_a_seek_gives_the_frames_of_a_full_decode(real_data):
+    """Real files of many writers: single frames, runs, and frames apart, between which not all are decoded."""
     read = 0
     for path in sorted([*(real_data / "train").glob("*.mp4"), *(real_data / "val").glob("*.mp4")])[::8]:
-        scan = reader._scan(path)
-        n = scan.info.frames
-        indices = [n - 1, *range(n // 2, n // 2 + 5), 0, n // 3]
-        found = reader._read_pyav(path, indices, scan)
-        assert np.array_equal(found, reader._read_pyav(path, indices, scan, seek=False)), path
-        if scan.decord_exact:
-            read += 1
-            assert np.array_equal(found, reader._read_decord(path, indices, scan.info)), path
-    assert read >= 8
+        n = probe(path).frames
+        full = list(iter_frames(path))
+        for indices in ([n - 1], range(n // 2, n // 2 + 5), range(n // 3, n // 3 + 9, 3), [0, n // 3]):
+            found = _by_seeking(path, indices)
+            read += len(found)
+            assert np.array_equal(found, [full[i] for i in indices]), path
+    assert read >= 8 * 11
 
 
 # each of these misleads at least one way of seeking
@@ -114,10 +133,66 @@ def test_kinds_of_files_frame_exact(name, tmp_path):
     assert not _check(_write(tmp_path / name, _pictures(50), **KINDS[name])).vfr
 
 
+@pytest.mark.parametrize("name, seeks", [("usual.mp4", True), ("in_order.avi", True), ("b_frames.avi", False)])
+def test_what_most_tools_write_is_reached_from_key_frames(name, seeks, tmp_path, monkeypatch):
+    bf = "0" if name == "in_order.avi" else "2"
+    options = dict(codec="mpeg4") if name.endswith("avi") else {}
+    path = _write(tmp_path / name, _pictures(30), bf=bf, g="12", **options)
+    full = list(iter_frames(path))
+    monkeypatch.setenv("LVDM_DECODER", "pyav")
+    monkeypatch.setattr(reader, "_from_start", lambda path, wanted, scan: iter(wanted))
+    read = reader._pick(path, [14, 20], reader._scan(path), whole=True)
+    assert np.array_equal(list(read), [full[14], full[20]] if seeks else [14, 20])
+    assert list(reader._pick(path, [14], reader._scan(path), whole=False)) == [14]
+
+
 def test_decord_reads_what_most_tools_write(tmp_path, monkeypatch):
     path = _write(tmp_path / "usual.mp4", _pictures(30), bf="2", g="12")
-    monkeypatch.setattr(reader, "_read_pyav", None)
-    assert torch.equal(read_frames(path, [20])[0], torch.from_numpy(list(iter_frames(path))[20]))
+    full, _ = list(iter_frames(path)), reader._scan(path)
+    monkeypatch.setattr(reader, "_decoder", None)  # PyAV, which looks at the packets before
+    assert torch.equal(read_frames(path, [20, 3], whole=True), torch.from_numpy(np.stack([full[20], full[3]])))
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "decord", None)
+    assert torch.equal(read_frames(path, [20], whole=True)[0], torch.from_numpy(full[20]))
+
+
+def test_decord_gives_the_same_pixels_wherever_it_is_trusted(real_data):
+    """Real files of many writers: single frames after a seek and runs of them."""
+    read = 0
+    for path in sorted([*(real_data / "train").glob("*.mp4"), *(real_data / "val").glob("*.mp4")])[::8]:
+        scan, n = reader._scan(path), probe(path).frames
+        if scan.for_decord:
+            read += 1
+            indices = [0, n // 3, *range(n // 2, n // 2 + 5), n - 1]
+            found = reader._by_decord(path, indices, scan.info)
+            assert np.array_equal(found, list(reader._from_start(path, indices, scan))), path
+    assert read >= 8
+
+
+def test_an_avi_whose_index_leads_elsewhere_is_read_from_the_start(tmp_path):
+    path = _write(tmp_path / "a.avi", _pictures(40), codec="mpeg4", bf="0", g="10")
+    full, data = list(iter_frames(path)), path.read_bytes()
+    entry = data.index(b"idx1") + 8 + 16 * 12  # of packet 12, which is no key frame
+    path.write_bytes(data[:entry] + data[entry + 16 :] + data[entry : entry + 16])  # moved to the end
+    again = list(iter_frames(path))
+    for start in range(0, len(again) - 1, 3):
+        found = _by_seeking(path, [start, start + 1])
+        assert np.array_equal(found, again[start : start + len(found)])
+        assert torch.equal(read_frames(path, [start], whole=True)[0], torch.from_numpy(again[start]))
+    assert len(full) == 40
+
+
+def test_each_is_applied_to_every_frame(tmp_path):
+    path = _write(tmp_path / "a.mp4", _pictures(12), bf="0")
+    shapes = []
+
+    def red(frame):
+        shapes.append(tuple(frame.shape))
+        return frame[..., :1]
+
+    found = read_frames(path, [3, 9, 3], each=red)
+    assert shapes == [(1, 96, 128, 3)] * 2
+    assert torch.equal(found, read_frames(path, [3, 9, 3])[..., :1])
 
 
 def test_edit_list_hides_frames(tmp_path):
@@ -129,8 +204,7 @@ def test_edit_list_hides_frames(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_variable_frame_rate(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(reader, "_read_decord", None)
+def test_variable_frame_rate(tmp_path, suffix):
     gaps = [20, 33, 40, 90, 33, 20, 120] * 8
     times = np.cumsum(gaps).tolist()
     info = _check(_write(tmp_path / f"vfr.{suffix}", _pictures(len(times)), times, bf="3", g="10"))
@@ -141,8 +215,11 @@ def test_variable_frame_rate(tmp_path, suffix, monkeypatch):
 def test_a_seek_that_lands_too_late_is_mended(tmp_path):
     path = _write(tmp_path / "late.mp4", _pictures(40), bf="0", g="8")
     scan = reader._scan(path)
-    late = replace(scan, key_dts=np.roll(scan.key_dts, -1))
-    assert np.array_equal(reader._read_pyav(path, [9, 12], late), reader._read_pyav(path, [9, 12], scan))
+    keys = scan.keys.copy()
+    keys[:, 1] = np.roll(keys[:, 1], -1)
+    late = replace(scan, keys=keys)
+    assert not list(reader._from_key_frame(path, [9, 12], late))
+    assert np.array_equal(list(reader._pick(path, [9, 12], late, True)), list(reader._pick(path, [9, 12], scan, False)))
 
 
 def test_a_frame_that_damage_swallows_shifts_the_rest_both_ways(tmp_path):
@@ -151,8 +228,30 @@ def test_a_frame_that_damage_swallows_shifts_the_rest_both_ways(tmp_path):
     scan = reader._scan(path)
     full = np.stack(list(iter_frames(path)))
     lost = replace(scan, pts=np.insert(scan.pts, 11, (scan.pts[10] + scan.pts[11]) // 2))
-    assert np.array_equal(reader._read_pyav(path, [9, 10], lost), full[[9, 10]])
-    assert np.array_equal(reader._read_pyav(path, [9, 12], lost), full[[9, 12]])
+    assert np.array_equal(list(reader._pick(path, [9, 10], lost, True)), full[[9, 10]])
+    assert np.array_equal(list(reader._pick(path, [9, 11], lost, True)), full[[9, 11]])
+    assert np.array_equal(list(reader._pick(path, [9, 12], lost, False)), full[[9, 12]])
+
+
+def test_frames_are_told_that_are_mended_or_come_at_other_times(tmp_path, monkeypatch):
+    path, odd = _write(tmp_path / "a.mp4", _pictures(24), bf="2", g="8"), []
+    list(iter_frames(path, odd=lambda: odd.append(1)))
+    assert not odd
+    scan = reader._scan(path)
+    pts = scan.pts.copy()
+    pts[[5, 9]] += 1
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_scan", lambda path: replace(scan, pts=pts))
+        list(iter_frames(path, odd=lambda: odd.append(1)))
+    assert len(odd) == 2
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.is_keyframe]
+    data = bytearray(path.read_bytes())
+    middle = packets[1][0] + packets[1][1] // 2
+    data[middle : middle + 60] = bytes(60)
+    path.write_bytes(data)
+    assert len(list(iter_frames(path, odd=lambda: odd.append(1)))) == 24 and len(odd) > 2
+    assert not look(tmp_path, "a.mp4").whole and look(sample_videos(), "bikes.mp4").whole
 
 
 def test_rotated_and_narrow(tmp_path):
@@ -281,7 +380,7 @@ def test_a_clip_has_a_deadline(tmp_path, monkeypatch):
     stalled = time.monotonic() + 3
     monkeypatch.setattr(reader, "TIMEOUT", 0.2)
     with monkeypatch.context() as patch:
-        for name in ("_read_decord", "_scan"):  # a decoder that does not return, a file server that does not answer
+        for name in ("_from_start", "_scan"):  # a decoder that does not return, a file server that does not answer
             patch.setattr(reader, name, lambda *args: time.sleep(stalled - time.monotonic()))
             with pytest.raises(Unreadable, match=r"a\.mp4: not read within 0\.2 seconds"):
                 read_frames(path, [0])
@@ -293,7 +392,7 @@ def test_a_clip_has_a_deadline(tmp_path, monkeypatch):
     scan = reader._scan(path)
     monkeypatch.setattr(reader, "TIMEOUT", 0.0)  # a long way from the start ends too, and with it its thread
     with pytest.raises(Unreadable, match=r"(not read|no data) within 0 seconds"):
-        reader._read_pyav(path, [11], scan, seek=False)
+        list(reader._from_start(path, [11], scan))
     monkeypatch.setattr(reader, "TIMEOUT", 0.05)  # is for one wait for data, not for who looks at the frames
     pictures = iter_frames(path)
     assert len([(next(pictures), time.sleep(0.07)) for _ in range(12)]) == 12
@@ -315,6 +414,20 @@ def test_a_clip_that_fails_frees_its_frames_at_once(monkeypatch):
         assert kept[0]() is None
     finally:
         gc.enable()
+
+
+def test_one_thread_reads_all_clips_and_one_left_behind_ends(monkeypatch):
+    monkeypatch.setattr(reader, "_idle", [])
+    assert len({reader._in_time("a", threading.get_ident) for _ in range(5)}) == 1
+    (late,) = reader._idle
+    monkeypatch.setattr(reader, "TIMEOUT", 0.1)
+    go_on = threading.Event()
+    with pytest.raises(Unreadable, match="not read within"):
+        reader._in_time("a", go_on.wait)
+    assert reader._in_time("a", threading.get_ident) != late.ident  # the next clip has another thread
+    go_on.set()
+    late.join(5)
+    assert not late.is_alive() and late not in reader._idle
 
 
 def test_errors_without_words_have_a_reason():

@@ -33,7 +33,8 @@ def test_describe_is_one_line_that_names_everything():
 def test_every_field_shows_in_the_description():
     for field in fields(Protocol):
         value = getattr(FVD, field.name)
-        other = replace(FVD, **{field.name: value + 1 if isinstance(value, int) else "z" + value})
+        changed = 12.5 if value is None else value + 1 if isinstance(value, int) else "z" + value
+        other = replace(FVD, **{field.name: changed})
         assert other.describe() != FVD.describe(), field.name
 
 
