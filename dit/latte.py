@@ -5,12 +5,16 @@ place, and so on. Tokens stay (B, T, N, D) throughout, N = places a frame, D = w
 dit/__init__.py.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dit.attention import attention, check_backend
 from dit.conditioning import Condition, LabelEmbedding
@@ -27,8 +31,25 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (normed * (1 + scale.float()) + shift.float()).to(x.dtype)
 
 
+def modulated_linear(linear: nn.Linear, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`linear` of the modulated norm of x."""
+    return linear(modulated_norm(x, shift, scale))
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """`function(*inputs)`, its inner activations computed again in the backward pass rather than kept.
+
+    For what is cheap beside the products around it: a norm or an activation in front of a linear layer, whose own
+    product is not repeated. More than half of what a block would keep is of that kind.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
 class SelfAttention(nn.Module):
-    """Attention in (B, T, N, D): over the N places of each frame ("space") or the T frames of each place ("time")."""
+    """Attention in (B, T, N, D): over the N places of each frame ("space") or the T frames of each place ("time"), of
+    x after its modulated norm."""
 
     def __init__(self, width: int, heads: int, axis: str):
         super().__init__()
@@ -36,12 +57,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         b, t, n, d = x.shape
+        qkv = recomputed(modulated_linear, self.qkv, x, shift, scale)
         # Features are ordered (head, q|k|v, head_dim), so that both foldings are views of one projection: over space
         # the frames join the batch, over time the places join the heads.
         batch, tokens, heads = (b * t, n, self.heads) if self.axis == "space" else (b, t, n * self.heads)
-        q, k, v = self.qkv(x).view(batch, tokens, heads, 3, d // self.heads).transpose(1, 2).unbind(3)
+        q, k, v = qkv.view(batch, tokens, heads, 3, d // self.heads).transpose(1, 2).unbind(3)
         return self.out(attention(q, k, v, self.backend).transpose(1, 2).reshape(b, t, n, d))
 
 
@@ -60,8 +82,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         modulation = self.modulation(condition)[:, None, None]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=-1)
-        x = x + gate_attn * self.attention(modulated_norm(x, shift_attn, scale_attn))
-        return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
+        x = x + gate_attn * self.attention(x, shift_attn, scale_attn)
+        hidden = recomputed(modulated_linear, self.mlp[0], x, shift_mlp, scale_mlp)
+        return x + gate_mlp * recomputed(self._contract, hidden)
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        """The second half of the MLP."""
+        return self.mlp[2](self.mlp[1](hidden))
 
 
 class Head(nn.Module):

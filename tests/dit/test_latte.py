@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit.conditioning import Condition
 from dit.latte import Latte, modulated_norm
+from lvdm import cost
 from lvdm.errors import UserError
 
 CONFIG = {"frames": 3, "size": (4, 8), "patch": 2, "depth": 4, "width": 24, "heads": 3}
@@ -236,6 +237,25 @@ def test_gradient_checkpointing_gives_equal_gradients(images):
     entered = CONFIG["depth"] + (CONFIG["depth"] // 2 if images else 0)
     assert (once, twice) == (entered, 2 * entered)
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+
+
+def test_norms_and_activations_are_computed_again_and_not_kept(monkeypatch):
+    """A block keeps less than half of what it otherwise would, and gradients are the same bit by bit."""
+    x, t = batch()
+    lean, _ = gradients(latte(), x, t)
+
+    def bytes_of_a_block() -> float:
+        wide = {"width": 96, "patch": 1, "size": (8, 8)}
+        shallow, deep = (latte(depth=depth, **wide) for depth in (2, 6))
+        z = torch.randn(1, 4, 3, 8, 8)
+        kept = [cost.forward_cost(lambda model=model: model(z, t[:1])).activation_bytes for model in (shallow, deep)]
+        return (kept[1] - kept[0]) / 4
+
+    little = bytes_of_a_block()
+    monkeypatch.setattr("dit.latte.recomputed", lambda function, *inputs: function(*inputs))
+    plain, _ = gradients(latte(), x, t)
+    assert all(torch.equal(a, b) for a, b in zip(plain, lean, strict=True))
+    assert little < 0.6 * bytes_of_a_block()  # in fp32; less in bf16, where norms are fp32 beside products in bf16
 
 
 @pytest.fixture
