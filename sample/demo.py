@@ -27,7 +27,7 @@ def run(config: Demo) -> Path:
     videos = config.videos or fetch()
     check(videos, config)
     plan = plan_of(config, videos)
-    plan.run("demo", config.scale)
+    plan.run("demo")
     page = report(config, videos, plan)
     print(f"report: {page}")
     return page
@@ -37,6 +37,7 @@ def plan_of(config: Demo, videos: str) -> Plan:
     """The plan of configs/demo/plan.yaml with this config's values."""
     return Plan.load(
         "demo/plan.yaml",
+        config.scale,
         out=config.out,
         videos=videos,
         labels=config.labels,
@@ -231,7 +232,7 @@ def facts(config: Demo, plan: Plan) -> dict[str, object]:
 
 def describe(config: Demo) -> str:
     """The steps, as commands; needs neither the videos nor torch."""
-    return plan_of(config, config.videos or "(fetched)").describe(config.scale)
+    return plan_of(config, config.videos or "(fetched)").describe()
 
 
 def main(argv: list[str] | None = None) -> int:

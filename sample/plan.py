@@ -1,7 +1,7 @@
 """Plans: programs run one after another in one process, skipping what is finished and resuming what is not.
 
-A plan is a YAML file: values that its steps refer to as `${name}`, and a list of steps, each a verb of the command line
-with its recipe and keys. Printing a plan needs neither data nor torch.
+A plan is a YAML file: values that its steps refer to as `${values.name}`, and a list of steps, each a verb of the
+command line with its recipe and keys, and the keys that differ at a scale. Printing a plan needs no data and no torch.
 """
 
 import importlib
@@ -32,8 +32,6 @@ class Step:
     """Its recipe."""
     set: dict[str, Any] = field(default_factory=dict)
     """Keys that override the recipe."""
-    smoke: dict[str, Any] = field(default_factory=dict)
-    """Keys that override both at the smoke scale."""
     cost: float = 1.0
     """Expected seconds, for the bar of the whole; only the ratios count."""
 
@@ -41,66 +39,75 @@ class Step:
         if self.verb not in VERBS:
             raise UserError(f"step {self.name!r}: unknown verb {self.verb!r}{nearest(self.verb, VERBS)}")
 
-    def resolve(self, scale: str) -> Any:
-        """The step's validated config."""
-        return configs.load(self._config_class(), self.config or None, self._overrides(scale))
-
-    def finished(self, scale: str) -> bool:
-        """Whether its run folder says so, for this very config; a folder of another config is a UserError later."""
-        config = self.resolve(scale)
-        folder = Path(config.out)
-        return finished(folder) is not None and not same_config(folder, config)
-
-    def command(self, scale: str) -> str:
-        """The step as a user would type it."""
-        words = [shlex.quote(f"{key}={value}") for key, value in self._overrides(scale).items()]
-        return " ".join(["lvdm", self.verb, *(["--config", self.config] if self.config else []), *words])
-
-    def run(self, scale: str) -> None:
-        """Runs the program in this process."""
-        verb = VERBS[self.verb]
-        importlib.import_module(verb.program).run(self.resolve(scale))
-
-    def _overrides(self, scale: str) -> dict[str, Any]:
-        return {**self.set, **(self.smoke if scale == "smoke" else {})}
-
-    def _config_class(self) -> type:
+    def config_class(self) -> type:
+        """The dataclass of its program's keys."""
         module, _, name = VERBS[self.verb].config.partition(":")
         return getattr(importlib.import_module(module), name)
+
+    def resolve(self) -> Any:
+        """The step's validated config."""
+        return configs.load(self.config_class(), self.config or None, self.set)
+
+    def finished(self) -> bool:
+        """Whether its run folder says so, for this very config; a folder of another config is a UserError later.
+
+        Programs that write a model and keep no run folder (vae init) write it whole or not at all.
+        """
+        config = self.resolve()
+        folder = Path(config.out)
+        if not (folder / "config.yaml").is_file():
+            return (folder / "config.json").is_file()
+        return finished(folder) is not None and not same_config(folder, config)
+
+    def command(self) -> str:
+        """The step as a user would type it."""
+        words = [
+            shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+            for key, value in self.set.items()
+        ]
+        return " ".join(["lvdm", self.verb, *(["--config", self.config] if self.config else []), *words])
+
+    def run(self) -> None:
+        """Runs the program in this process."""
+        importlib.import_module(VERBS[self.verb].program).run(self.resolve())
 
 
 @dataclass
 class Plan:
     """Steps in order; a later one may use what an earlier one made."""
 
-    values: dict[str, Any] = field(default_factory=dict)
-    """What the steps refer to; `out` is the folder of all."""
+    out: str = ""
+    """The folder of all."""
     steps: list[Step] = field(default_factory=list)
 
     @classmethod
-    def load(cls, recipe: str, **values: Any) -> "Plan":
-        """The plan of a YAML file, its `values` replaced by those given."""
+    def load(cls, recipe: str, scale: str = "", **values: Any) -> "Plan":
+        """The plan of a YAML file, its `values` replaced by those given, its steps with what they change at `scale`."""
         from omegaconf import OmegaConf
 
         plan = OmegaConf.merge(configs.read_yaml(recipe), {"values": values})
         resolved = OmegaConf.to_container(plan, resolve=True)
-        return cls(resolved["values"], [Step(**step) for step in resolved["steps"]])
+        steps = []
+        for step in resolved["steps"]:
+            changed = step.pop("scales", {}).get(scale, {})
+            steps.append(Step(**{**step, "set": {**step.get("set", {}), **changed}}))
+        return cls(resolved["values"]["out"], steps)
 
-    def describe(self, scale: str = "full") -> str:
+    def describe(self) -> str:
         """What `--plan` prints."""
-        return "\n".join(f"{i}. {step.name}\n   {step.command(scale)}" for i, step in enumerate(self.steps, 1))
+        return "\n".join(f"{i}. {step.name}\n   {step.command()}" for i, step in enumerate(self.steps, 1))
 
-    def run(self, name: str, scale: str = "full") -> None:
+    def run(self, name: str) -> None:
         """Runs what is not finished, under one bar."""
         with whole(name, [step.cost for step in self.steps]) as progress:
             for step in self.steps:
-                if step.finished(scale):
+                if step.finished():
                     print(f"{step.name}: finished before, skipped")
                     progress.step_skipped(step.cost)
                 else:
                     started = time.monotonic()
                     with progress.step(step.cost):
-                        step.run(scale)
+                        step.run()
                     self._record(step.name, time.monotonic() - started)
 
     def seconds(self) -> dict[str, float]:
@@ -112,4 +119,4 @@ class Plan:
         write_text(self._times(), json.dumps({**self.seconds(), name: round(seconds, 1)}, indent=2))
 
     def _times(self) -> Path:
-        return Path(self.values["out"]) / "plan.json"
+        return Path(self.out) / "plan.json"
