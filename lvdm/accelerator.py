@@ -13,11 +13,16 @@ from lvdm.errors import UserError
 
 
 def make_accelerator(
-    precision: str, accumulate: int = 1, tracker: str = "none", folder: str | None = None, deterministic: bool = False
+    precision: str,
+    accumulate: int = 1,
+    tracker: str = "none",
+    folder: str | None = None,
+    deterministic: bool = False,
+    tf32: bool = False,
 ) -> Any:
     """An Accelerator on CUDA where there is one; works under `accelerate launch` and `torchrun` too.
 
-    TF32 stays off; `deterministic` asks CUDA for repeatable kernels.
+    `deterministic` asks CUDA for repeatable kernels, `tf32` lets it round the factors of fp32 products.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -27,7 +32,7 @@ def make_accelerator(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    cuda = device().type == "cuda"
+    cuda = device(tf32).type == "cuda"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one. The others
@@ -58,11 +63,10 @@ def make_accelerator(
     return accelerator
 
 
-def for_training(config: Any, zero: bool = False) -> Any:
-    """The Accelerator that a training config asks for; refuses batches that cannot be shared out, in any phase, and
-    DeepSpeed unless the program can do with it (`zero`)."""
+def for_training(config: Any) -> Any:
+    """The Accelerator that a training config asks for; refuses batches that cannot be shared out, in any phase."""
     accelerator = make_accelerator(
-        config.precision, config.accumulate, config.tracker, folder=config.out, deterministic=config.deterministic
+        config.precision, config.accumulate, config.tracker, config.out, config.deterministic, config.tf32
     )
     parts = config.accumulate * accelerator.num_processes
     for i, phase in enumerate(config.phases):
@@ -72,10 +76,6 @@ def for_training(config: Any, zero: bool = False) -> Any:
                 f"{config.accumulate} x {accelerator.num_processes}"
             )
     if uses_zero(accelerator):
-        if not zero:
-            raise UserError(
-                "this program trains two models, and DeepSpeed one: launch it with configs/accelerate/ddp.yaml"
-            )
         _configure_zero(accelerator, config)
     return accelerator
 
@@ -118,18 +118,34 @@ def descend(accelerator: Any, model: Any, optimizer: Any, loss: torch.Tensor, cl
     return norm
 
 
-def device() -> torch.device:
-    """CUDA where there is one, else the CPU; fp32 means fp32 from then on: torch's default for convolutions is TF32."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+def device(tf32: bool = False) -> torch.device:
+    """CUDA where there is one, else the CPU. From then on fp32 means fp32, or TF32 if asked for: torch's own default is
+    TF32 in convolutions and fp32 in matrix products."""
+    for products in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):
+        products.fp32_precision = "tf32" if tf32 else "ieee"
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def mean_over_processes(accelerator: Any, values: dict[str, float]) -> dict[str, float]:
-    """Each value averaged over the processes, all of which give the same names."""
+def callable_of(accelerator: Any, model: Any) -> Any:
+    """What to call where gradients are also taken of parts of the output: a DeepSpeed engine would end its step there,
+    so the module within it."""
+    return model.module if uses_zero(accelerator) else model
+
+
+def autocast(accelerator: Any) -> torch.autocast:
+    """The accelerator's precision, under DeepSpeed too, whose engine casts only what goes through it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None)
+
+
+def average_gradients(accelerator: Any, parameters: Sequence[torch.Tensor]) -> None:
+    """Gives all processes the mean of their gradients, of a network that no engine wraps."""
     if accelerator.num_processes == 1:
-        return values
-    means = accelerator.reduce(torch.tensor(list(values.values()), device=accelerator.device), "mean")
-    return dict(zip(values, means.tolist(), strict=True))
+        return
+    gradients = [p.grad for p in parameters]
+    means = accelerator.reduce(torch.cat([grad.flatten() for grad in gradients]), "mean")
+    for grad, mean in zip(gradients, means.split([grad.numel() for grad in gradients]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 def close(accelerator: Any) -> None:

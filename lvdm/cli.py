@@ -42,11 +42,13 @@ VERBS = {
     "export": Verb("sample.export", "sample.configs:Export", "DiT, VAE and scheduler as one pipeline folder"),
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
     "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
+    "interpolate": Verb("sample.interpolate", "sample.configs:Interpolate", "a video at twice its frame rate, by D2"),
     "bench data": Verb("sample.bench:data_main", "sample.configs:BenchData", "how fast clips are read here"),
     "bench dit": Verb("sample.bench_dit", "sample.configs:BenchDiT", "a transformer's training step and sampling"),
     "bench index": Verb("sample.bench:index_main", "sample.configs:BenchIndex", "what an index costs beside probing"),
     "bench latents": Verb("sample.bench:latents_main", "sample.configs:BenchLatents", "whether latents come in time"),
     "evaluate": Verb("sample.evaluate", "sample.configs:Evaluate", "PSNR, SSIM, LPIPS and FVD, with their protocols"),
+    "reproduce": Verb("sample.reproduce", "sample.configs:Reproduce", "a table of a paper once more, at three scales"),
 }
 
 
@@ -107,6 +109,10 @@ def program(
         return 0
     except UserError as error:
         return _complain(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        return _complain(UserError(_out_of_memory(parsed, error)))
     except Unsound as found:
         print(found, file=sys.stderr)
         return 1
@@ -149,6 +155,25 @@ def pipeline() -> Any:
 def _resolve(target: str) -> Any:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name or "main")
+
+
+LESS_MEMORY = {
+    "accumulate": "a larger accumulate (the same step in more parts)",
+    "gradient_checkpointing": "gradient_checkpointing=true",
+    "lpips_chunk": "a smaller lpips_chunk",
+    "phases": "a smaller batch, frames or size in phases",
+    "batch": "a smaller batch",
+    "tile": "tile=256",
+    "tile_frames": "a smaller tile_frames",
+}
+"""What a key of a program can do where the GPU's memory is too small."""
+
+
+def _out_of_memory(config: Any, error: RuntimeError) -> str:
+    """What ran out, and which keys of this program help."""
+    helps = [help for key, help in LESS_MEMORY.items() if hasattr(config, key)]
+    tried = ". ".join(str(error).split(". ")[:2])
+    return f"{tried}; what takes less: {', '.join(helps)}" if helps else tried
 
 
 def _complain(error: UserError) -> int:

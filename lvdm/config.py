@@ -149,6 +149,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """What the keys of a config dataclass are where nothing is said, as `to_dict` gives them."""
+    bare = object.__new__(cls)  # unchecked: a config may refuse its own defaults
+    for field in dataclasses.fields(cls):
+        made = field.default_factory is not dataclasses.MISSING
+        setattr(bare, field.name, field.default_factory() if made else field.default)
+    return to_dict(bare)
+
+
 def to_yaml(config: Any) -> str:
     """The config as YAML, as it is printed and stored in run folders."""
     from omegaconf import OmegaConf

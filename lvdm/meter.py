@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +69,13 @@ class Pace:
             finally:
                 self.waited += time.perf_counter() - start
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within it is no part of the pace."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
 
     def read(self, samples: int) -> dict[str, float]:
         """The figures of the `samples` that all processes have seen since the last time."""

@@ -3,8 +3,10 @@
     config.yaml            the resolved config
     inputs.json            hashes of the data it reads
     log.jsonl              one JSON object a line
-    checkpoints/<samples>/ all that is needed to go on
+    checkpoints/<samples>/ all that is needed to go on; those that were the best when written say so in best.json
     export/                EMA weights in the from_pretrained format
+    export-best/           the same of the best checkpoint, in runs that validate
+    validation/            what validations measured and saw
     finished.json          written last
 
 To resume, run the same command again.
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lvdm.config import read_yaml, to_dict, to_yaml
+from lvdm.config import defaults, read_yaml, to_dict, to_yaml
 from lvdm.errors import UserError
 from lvdm.files import write_text
 
@@ -89,8 +91,24 @@ class RunFolder:
         """Samples seen at the last whole checkpoint; 0 without one."""
         return max((int(path.name) for path in self._checkpoints()), default=0)
 
-    def save(self, samples: int, write: Callable[[str], Any], keep: int, barrier: Callable[[], None]) -> None:
-        """Writes a checkpoint with `write(folder)` on every process, and renames it into place once it is whole."""
+    def best(self) -> dict[str, Any] | None:
+        """What `save` was given with the best checkpoint, and its `samples`; None without one."""
+        marks = [path / "best.json" for path in self._checkpoints() if (path / "best.json").is_file()]
+        return json.loads(marks[-1].read_text()) if marks else None
+
+    def save(
+        self,
+        samples: int,
+        write: Callable[[str], Any],
+        keep: int,
+        barrier: Callable[[], None],
+        best: dict[str, Any] | None = None,
+    ) -> None:
+        """Writes a checkpoint with `write(folder)` on every process, and renames it into place once it is whole.
+
+        The last `keep` are kept, and the best: the last one that came with `best`, figures that say what it is best in.
+        They are in the checkpoint itself, so that a kill never leaves one without the other.
+        """
         final = self.path / "checkpoints" / f"{samples:09d}"
         partial = final.with_name(f"partial-{final.name}")
         if self.main:
@@ -100,9 +118,13 @@ class RunFolder:
         write(str(partial))
         barrier()
         if self.main:
+            if best:
+                write_text(partial / "best.json", json.dumps({"samples": samples, **best}, indent=2))
             os.replace(partial, final)
+            top = self.best() or {}
             for old in self._checkpoints()[:-keep]:
-                shutil.rmtree(old)
+                if int(old.name) != top.get("samples"):
+                    shutil.rmtree(old)
         barrier()
 
     def resume(self, read: Callable[[str], Any]) -> int:
@@ -121,9 +143,9 @@ class RunFolder:
 
     # ---- export ------------------------------------------------------------------------------------------------------
 
-    def export(self, model: Any) -> Path:
-        """Writes `export/` with the model's `save_pretrained`, replaced as a whole."""
-        final, partial = self.path / "export", self.path / "partial-export"
+    def export(self, model: Any, name: str = "export") -> Path:
+        """Writes the folder `name` with the model's `save_pretrained`, replaced as a whole."""
+        final, partial = self.path / name, self.path / f"partial-{name}"
         if self.main:
             shutil.rmtree(partial, ignore_errors=True)
             model.save_pretrained(partial, safe_serialization=True)
@@ -173,10 +195,12 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def same_config(folder: Path, config: Any) -> list[str]:
-    """The keys in which `config` differs from the one stored in `folder`, those named `operational` left out."""
-    stored = read_yaml(folder / "config.yaml")
-    asked, free = json.loads(json.dumps(to_dict(config))), {"out", *getattr(config, "operational", ())}
-    return [key for key in asked if key not in free and stored.get(key) != asked[key]]
+    """The keys in which `config` differs from the one stored in `folder`, those named `operational` left out. A key
+    that was not there yet when that was stored had its default."""
+    stored, free = read_yaml(folder / "config.yaml"), {"out", *getattr(config, "operational", ())}
+    asked = json.loads(json.dumps(to_dict(config)))
+    before = {**json.loads(json.dumps(defaults(type(config)))), **stored}
+    return [key for key in asked if key not in free and before.get(key) != asked[key]]
 
 
 def _is_free(folder: Path) -> bool:

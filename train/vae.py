@@ -3,7 +3,10 @@
 `fit` is the training loop of both stages: stage 2 (train/refine.py) renders with D2 instead of D1.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,31 @@ from lvdm.cli import program
 from lvdm.ema import EMA
 from lvdm.errors import UserError
 from lvdm.media import to_float
+from lvdm.meter import Meter, Pace
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder, Timer
-from train.configs import TrainRefine, TrainVAE
-from train.data import collate, index_of, phase_clips
-from train.loop import LossGuard, adam, crossed, learning_rate, load_weights, micro_batches, phases_left, set_rate
+from train.adversary import Adversary
+from train.configs import ClipPhase, Rendering, TrainRefine, TrainVAE
+from train.data import collate, curriculum, indexes_of
+from train.loop import (
+    Descent,
+    LossGuard,
+    adam,
+    crossed,
+    learning_rate,
+    load_weights,
+    micro_batches,
+    phases_left,
+    set_rate,
+)
+from train.validation import Validation
 from vae import losses
+from vae.alignment import Alignment, Identity
 from vae.base import VideoVAE
-from vae.discriminators import PatchGAN3D
+from vae.blocks import ResBlock
+from vae.losses import Rendered, Term
 
 
 def run(config: TrainVAE) -> Path:
@@ -39,7 +57,8 @@ def run(config: TrainVAE) -> Path:
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = build_model(config)
-        fit(config, folder, accelerator, model, model, model.last_layer, kl_weight=config.kl_weight)
+        terms = [*frame_terms(config, accelerator), *latent_terms(config, model, accelerator.device)]
+        fit(config, folder, accelerator, model, model, model.last_layer, terms)
     accelerators.close(accelerator)
     return folder.path / "export"
 
@@ -51,128 +70,176 @@ def fit(
     model: VideoVAE,
     renderer: nn.Module,
     last_layer: Tensor,
-    kl_weight: float = 0.0,
+    terms: Sequence[Term],
     rate: int = 1,
 ) -> None:
     """The training loop: `renderer(x, noise) -> (y, mean, logvar)` learns to render its clip, `model` is exported.
 
-    `last_layer` is the weight of the layer that draws the frames, for the adaptive weight. The encoder sees every
-    `rate`-th frame of the clip, which sets the shape of the posterior's noise.
+    `terms` make its loss, with an adversary, for which `last_layer` is the weight of the layer that draws the frames.
+    The encoder sees every `rate`-th frame of the clip, which sets the shape of the posterior's noise.
     """
     device, threads = accelerator.device, accelerators.threads(config.threads, folder.records())
 
-    # Data, adversary, optimizers
-    with accelerator.main_process_first():  # which fills the cache of indexes and weights
-        index = index_of(config)
-        lpips = LPIPS("vgg").to(device) if config.lpips_weight else None
-    folder.bind(videos=index.hash())
-    clips = [phase_clips(config, index, phase, config.seed) for phase in config.phases]
-    critic = PatchGAN3D(config.discriminator_width, config.discriminator_norm)
+    # Data, networks, optimizers
+    with accelerator.main_process_first():  # which fills the cache of indexes
+        indexes = indexes_of(config)
+    folder.bind(**{source: index.hash() for source, index in indexes.items()})
+    clips = curriculum(config, indexes)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    costs = step_costs(config, model, renderer, rate)
+    if config.compile:
+        compile_blocks(model)
+    # Before a bf16 engine rounds the weights
+    ema, timer, guard = EMA(model.to(device), config.ema), Timer(), LossGuard(config, folder, accelerator)
+    meter = Meter(accelerator)
+    validation = None
+    if config.validate_every:
+        with accelerator.main_process_first():  # likewise
+            validation = Validation(config, indexes["videos"], model, rate, folder, accelerator)
+    adversary = Adversary(config, accelerator, last_layer, guard, meter) if config.adversarial_weight else None
     optimizer = adam([p for p in renderer.parameters() if p.requires_grad], config)
-    critic_optimizer = adam(critic.parameters(), config)
-    renderer, critic, optimizer, critic_optimizer = accelerator.prepare(renderer, critic, optimizer, critic_optimizer)
-    # After the model has moved to its device
-    ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
-    accelerator.register_for_checkpointing(ema, timer, guard)
+    renderer, optimizer = accelerator.prepare(renderer, optimizer)
+    render, descent = accelerators.callable_of(accelerator, renderer), Descent(accelerator, renderer, optimizer, guard)
+    accelerator.register_for_checkpointing(ema, timer, guard, meter, *([adversary] if adversary else []))
 
     # Resume
+    accelerators.check_engine(accelerator, folder.records(), folder.latest())
     seen = folder.resume(accelerator.load_state)
-    folder.log(samples=seen, event="start", threads=threads, processes=accelerator.num_processes, device=str(device))
+    start_of = {"threads": threads, "processes": accelerator.num_processes, "engine": accelerators.engine(accelerator)}
+    folder.log(samples=seen, event="start", device=str(device), **start_of)
     accelerator.init_trackers("lvdm")
 
+    pace = Pace(0.0, accelerator)
     with bar(config.title, config.total, seen, accelerator.is_main_process) as progress:
+        logged, note, work = seen, "", 0.0
         for phase, data, start, end in phases_left(config.phases, clips, seen):
-            batches = micro_batches(data.at, collate, start, end, phase.batch, config, accelerator)
+            batches = pace.wait(micro_batches(data.at, collate, start, end, phase.batch, config, accelerator))
             for seen in range(start, end, phase.batch):
                 lr = learning_rate(config, phase, seen)
                 set_rate(optimizer, lr)
-                set_rate(critic_optimizer, config.discriminator_lr or lr)
-                adversarial = config.adversarial_weight > 0 and seen >= config.adversarial_start
-                sums: dict[str, float] = {}
+                clip = config.clip if config.clip and seen >= config.clip_start else math.inf
+                renders, opposes = turns(config, phase, seen)
                 for _ in range(config.accumulate):
                     batch = next(batches)
                     x = to_float(batch.on(device))
-                    elements = x[0, :, 0].numel()
                     shape = model.spec.latent_shape((x.shape[2] - 1) // rate + 1, *x.shape[3:])
                     noise = posterior_noise(config.seed, batch.samples, shape).to(device)
-
-                    # The renderer; the adversary only judges
-                    critic.requires_grad_(False)
-                    with accelerator.accumulate(renderer, critic), accelerator.autocast():
-                        y, mean, logvar = renderer(x, noise)
-                        terms = {"l1": losses.l1(x, y)}
-                        reconstruction = terms["l1"]
-                        if lpips is not None and seen >= config.lpips_start:
-                            shown = frames_shown(config.seed, seen, config.lpips_frames, x.shape[2])
-                            terms["lpips"] = losses.perceptual(lpips, x, y, shown)
-                            reconstruction = reconstruction + config.lpips_weight * terms["lpips"]
-                        loss = reconstruction
-                        if kl_weight:
-                            terms["kl"] = losses.kl(mean, logvar)
-                            loss = loss + kl_weight / elements * terms["kl"]
-                        if adversarial:
-                            terms["g"] = losses.hinge_generator(critic(y))
-                            weight = losses.adaptive_weight(reconstruction, terms["g"], last_layer, elements)
-                            terms["adaptive"] = weight * elements
-                            loss = loss + config.adversarial_weight * weight * terms["g"]
-                        terms["loss"] = loss
-                        accepted = guard.accepts(loss, seen, batch.names)
-                        if accepted:
-                            accelerator.backward(loss)
-                            if accelerator.sync_gradients and config.clip and seen >= config.clip_start:
-                                accelerator.unscale_gradients(optimizer)  # and not those of the adversary
-                                sums["grad"] = float(nn.utils.clip_grad_norm_(renderer.parameters(), config.clip))
-                            optimizer.step()
-                        optimizer.zero_grad()
-
-                        # The adversary; the rendering gets no gradient
-                        critic.requires_grad_(True)
-                        if adversarial and accepted:
-                            terms["d"] = losses.hinge_discriminator(critic(x), critic(y.detach()))
-                            accelerator.backward(terms["d"])
-                            critic_optimizer.step()
-                        critic_optimizer.zero_grad()
-                    for name, value in terms.items():
-                        sums[name] = sums.get(name, 0.0) + float(value.detach()) / config.accumulate
-                ema.update()
+                    with accelerator.accumulate(renderer), accelerators.autocast(accelerator):
+                        with torch.set_grad_enabled(renders):
+                            rendered = Rendered(x, *render(x, noise), noise, batch.samples, seen)
+                        accepted = True
+                        if renders:
+                            values = total(terms, adversary, rendered)
+                            accepted, norm = descent.take(values["loss"], seen, batch.names, clip)
+                            measure(meter, values if accepted else {}, norm)
+                        if opposes and accepted:
+                            adversary.learn(rendered)
+                    work += 3 * costs[tuple(x.shape[2:4])].flops * phase.batch / config.accumulate
+                if renders:
+                    ema.update()
+                if opposes:
+                    lr_d = learning_rate(config, phase, seen, config.discriminator_lr or None)
+                    adversary.step(lr_d, seen, batch.names)
 
                 seen += phase.batch
-                sums = accelerators.mean_over_processes(accelerator, sums)
+                meter.step()
                 if crossed(seen, phase.batch, config.log_every):
-                    folder.log(samples=seen, lr=lr, seconds=round(timer.seconds(), 2), skipped=guard.skipped, **sums)
-                    accelerator.log(sums, step=seen)
-                progress.advance(phase.batch, f"l1 {sums['l1']:.3f}")
-                if seen == config.total or crossed(seen, phase.batch, config.save_every):
-                    folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
+                    pace.flops = work / (seen - logged)
+                    means, speed = meter.read(), pace.read(seen - logged)
+                    state = {"lr": lr, "seconds": round(timer.seconds(), 2), "skipped": guard.skipped}
+                    folder.log(samples=seen, **state, **means, **speed)
+                    accelerator.log({**means, **speed, "lr": lr}, step=seen)
+                    logged, work = seen, 0.0
+                    note = f"l1 {means['l1']:.3f}" if "l1" in means else note
+                progress.advance(phase.batch, note)
+                best = None
+                if validation and validation.due(seen, phase.batch):
+                    with pace.paused(), ema.applied(), accelerators.autocast(accelerator):
+                        best = validation.run(seen)
+                if best or seen == config.total or crossed(seen, phase.batch, config.save_every):
+                    folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone, best)
 
-    # The averaged weights are what the run was for
+    # The averaged weights are what the run was for; in fp32, whatever the engine kept
+    model.float()
     with ema.applied():
         folder.export(model)
     folder.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)
 
 
-def build_model(config: TrainVAE) -> VideoVAE:
-    """The model to train: fresh, or with the weights of `config.init`, which must be of the same architecture."""
-    model = vae.build(config.model, **config.model_args)
-    if config.init:
-        start = vae.load(config.init)
-        if type(start) is not type(model):
-            raise UserError(f"init={config.init}: holds {start.title}, and model={config.model} is {model.title}")
-        weights = {k: v for k, v in start.state_dict().items() if not k.startswith("refiner.")}
-        load_weights(model, weights, f"init={config.init}")
-    return model
+def turns(config: Rendering, phase: ClipPhase, seen: int) -> tuple[bool, bool]:
+    """Whether the renderer, and whether the adversary, moves in the step after `seen` samples."""
+    joined = config.adversarial_weight > 0 and seen >= config.adversarial_start
+    if not joined or config.update == "joint":
+        return True, joined
+    odd = seen // phase.batch % 2 == 1
+    return not odd, odd
 
 
-def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) -> None:
-    """Refuses models that cannot be trained, and phases whose clips the model does not take as they are."""
-    model.require_posterior(f"model={getattr(config, 'model', model.title)}")
-    rule = replace(model.spec, time_factor=rate * model.spec.time_factor)
-    for i, phase in enumerate(config.phases):
-        if rule.first_frames == 1:  # the others pad in a way of their own, images included
-            rule.check_frames(phase.frames, f"phases[{i}].frames")
-        rule.check_square(phase.size, f"phases[{i}].size")
+def measure(meter: Meter, values: dict[str, Tensor], norm: float | None) -> None:
+    """Adds the terms of a micro-batch to the log and, where a step was taken, the norm of its gradient."""
+    for name, value in values.items():
+        meter.add(name, value)
+    if norm is not None:
+        meter.add("grad", torch.tensor(norm, device=meter.accelerator.device))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def total(terms: Sequence[Term], adversary: Adversary | None, rendered: Rendered) -> dict[str, Tensor]:
+    """Every term by its name, as it is, and their weighted sum, the "loss"."""
+    values, reconstruction, loss = losses.evaluate(terms, rendered)
+    if adversary and adversary.joined(rendered.seen):
+        opposition, judged = adversary.oppose(rendered, reconstruction)
+        values, loss = values | judged, loss + opposition
+    return {**values, "loss": loss}
+
+
+def frame_terms(config: Rendering, accelerator: Any, middle_weight: float = 1.0) -> list[Term]:
+    """What compares frames: L1 and LPIPS; `middle_weight` is that of frames 1, 3, 5, ... against 1 of the others."""
+
+    def l1(rendered: Rendered) -> Tensor:
+        x, y = rendered.x, rendered.y
+        return losses.l1(x, y) if middle_weight == 1 else losses.l1(x, y, weights(x.shape[2]))
+
+    def perceptual(rendered: Rendered) -> Tensor:
+        x, y = rendered.x, rendered.y
+        shown = frames_shown(config.seed, rendered.seen, config.lpips_frames, x.shape[2])
+        middle = None if middle_weight == 1 else weights(x.shape[2])
+        return losses.perceptual(lpips, x, y, shown, middle, config.lpips_chunk)
+
+    def weights(frames: int) -> Tensor:
+        return torch.where(torch.arange(frames) % 2 == 1, middle_weight, 1.0)
+
+    terms = [Term("l1", 1.0, l1, reconstructs=True)]
+    if config.lpips_weight:
+        with accelerator.main_process_first():  # which fills the cache of weights
+            lpips = LPIPS("vgg").to(accelerator.device)
+        terms.append(Term("lpips", config.lpips_weight, perceptual, config.lpips_start, reconstructs=True))
+    return terms
+
+
+def latent_terms(config: TrainVAE, model: VideoVAE, device: torch.device) -> list[Term]:
+    """What holds the latents: the KL, those of a frozen image VAE, those of the image VAE inside."""
+    terms = []
+    if config.kl_weight:
+        terms.append(Term("kl", config.kl_weight, lambda r: losses.kl(r.mean, r.logvar), summed=True))
+    if config.align_vae:
+        image = vae.load(config.align_vae).to(device)
+        alignment = Alignment(image, model, config.align_mapping, config.seed, f"align_vae={config.align_vae}")
+        sides = {"decoder": alignment.decoder, "encoder": alignment.encoder}
+        chosen = [side for side in sides if config.align in (side, "both")]
+        terms += [Term(f"align_{side}", config.align_weight, sides[side]) for side in chosen]
+    if config.identity_weight:
+        of_images = Identity(model)
+        terms.append(Term("identity", config.identity_weight, of_images, applies=lambda r: r.x.shape[2] == 1))
+    return terms
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Draws
 
 
 def posterior_noise(seed: int, samples: list[int], shape: tuple[int, ...]) -> Tensor:
@@ -187,6 +254,57 @@ def frames_shown(seed: int, seen: int, count: int, frames: int) -> Tensor | None
     return torch.randperm(frames, generator=generator(seed, "lpips", seen))[:count].sort().values
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+def build_model(config: TrainVAE) -> VideoVAE:
+    """The model to train: fresh, or with the weights of `config.init`, which must be of the same architecture."""
+    model = vae.build(config.model, **config.model_args)
+    if config.init:
+        start = vae.load(config.init)
+        if type(start) is not type(model):
+            raise UserError(f"init={config.init}: holds {start.title}, and model={config.model} is {model.title}")
+        weights = {k: v for k, v in start.state_dict().items() if not k.startswith("refiner.")}
+        load_weights(model, weights, f"init={config.init}")
+    return model
+
+
+def compile_blocks(model: VideoVAE) -> None:
+    """Compiles the residual blocks, in place, once for each shape: a kernel for all shapes fails on their norms."""
+    blocks = [module for module in model.modules() if isinstance(module, ResBlock)]
+    if not blocks:
+        raise UserError(f"compile=true: {model.title} has no blocks to compile; leave it out")
+    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) -> None:
+    """Refuses models that cannot be trained, and clips that the model does not take as they are."""
+    model.require_posterior(f"model={getattr(config, 'model', model.title)}")
+    rule = replace(model.spec, time_factor=rate * model.spec.time_factor)
+    for key, kind in config.kinds():
+        if rule.first_frames == 1:  # the others pad in a way of their own, images included
+            rule.check_frames(kind.frames, f"{key}.frames")
+        rule.check_square(kind.size, f"{key}.size")
+
+
+def step_costs(
+    config: Rendering, model: VideoVAE, renderer: nn.Module, rate: int = 1
+) -> dict[tuple[int, int], cost.StepCost]:
+    """What it costs to render one clip of each (frames, size), counted on the meta device."""
+    weights = {name: nn.Parameter(p.to("meta"), p.requires_grad) for name, p in renderer.named_parameters()}
+    weights |= {name: buffer.to("meta") for name, buffer in renderer.named_buffers()}
+    costs = {}
+    for frames, size in {(kind.frames, kind.size) for _, kind in config.kinds()}:
+        x = torch.empty(1, 3, frames, size, size, device="meta")
+        noise = torch.empty(1, *model.spec.latent_shape((frames - 1) // rate + 1, size, size), device="meta")
+        forward = partial(torch.func.functional_call, renderer, weights, (x, noise))
+        costs[frames, size] = cost.forward_cost(forward)
+    return costs
+
+
 def describe(config: TrainVAE) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     with torch.device("meta"):
@@ -196,19 +314,16 @@ def describe(config: TrainVAE) -> str:
 
 
 def describe_phases(config: TrainVAE | TrainRefine, name: str, model: VideoVAE, renderer: nn.Module, rate=1) -> str:
-    """A line a phase; `model` and `renderer` on the meta device."""
+    """A line for each kind of clip; `model` and `renderer` on the meta device."""
     if config.gradient_checkpointing:
         model.train().enable_gradient_checkpointing()
     held = cost.parameters(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines = []
+    costs, lines = step_costs(config, model, renderer, rate), []
     for phase in config.phases:
-        with torch.device("meta"):
-            x = torch.empty(1, 3, phase.frames, phase.size, phase.size)
-            noise = torch.empty(1, *model.spec.latent_shape((phase.frames - 1) // rate + 1, phase.size, phase.size))
-        step = cost.forward_cost(lambda x=x, noise=noise: renderer(x, noise))
-        what = f"{name}, {phase.batch} clips of {phase.frames}x{phase.size}x{phase.size}"
-        lines.append(cost.describe_step(what, trained, held, phase.batch, step))
+        for kind in phase.kinds:
+            what = f"{name}, {phase.batch} clips of {kind.frames}x{kind.size}x{kind.size}"
+            lines.append(cost.describe_step(what, trained, held, phase.batch, costs[kind.frames, kind.size]))
     return "\n".join(lines)
 
 

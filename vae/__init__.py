@@ -1,8 +1,10 @@
 """Video autoencoders: `vae.names()`, `vae.build(name, **options)`, `vae.load(spec)`. Imports no torch itself."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from lvdm.errors import UserError
 from lvdm.registry import Registry
 
 registry = Registry("VAE")
@@ -46,7 +48,17 @@ _adapted(
 )
 _adapted("cogvideox", "AutoencoderKLCogVideoX", {}, _NARROW, "CogVideoX (Yang et al., 2024)")
 
+# Trained VAEs that come with the package, where it was made with their weights; and how to make those
+SHIPPED = Path(__file__).parent / "weights"
+TRAINED_BY = {
+    "univae-tiny": (
+        "lvdm train vae --config vae/univae-tiny.yaml videos=FOLDER out=runs/univae-tiny-1, then lvdm train refine"
+        " --config vae/univae-tiny-refine.yaml videos=FOLDER vae=runs/univae-tiny-1 out=runs/univae-tiny"
+    )
+}
+
 registry.add_library("diffusers", "vae.adapter:build")
+registry.add_reader("vae:shipped")
 registry.add_reader("vae.checkpoints:read")
 registry.add_reader("vae.adapter:read")
 registry.add_explainer("vae.checkpoints:explain")
@@ -70,8 +82,21 @@ def inflate(model: Any, image: Any, mode: str = "tail") -> Any:
     return import_module("vae.inflation").inflate(model, image, mode)
 
 
+def shipped(spec: str) -> Any:
+    """The trained VAE of that name in this package; None for other names, and where a folder here is called so.
+
+    A UserError that says how to train it where the package came without its weights.
+    """
+    if spec not in TRAINED_BY or Path(spec).is_dir():
+        return None
+    if not (SHIPPED / spec / "config.json").is_file():
+        raise UserError(f"vae={spec}: its weights are not in this installation; make them: {TRAINED_BY[spec]}")
+    return registry.load(str(SHIPPED / spec))
+
+
 def load(spec: str) -> Any:
-    """The trained VAE that `spec` names: a run folder, an export folder or a hub id (see `Registry.load`).
+    """The trained VAE that `spec` names: a run folder, an export folder, a hub id (see `Registry.load`), or one that
+    comes with the package (`TRAINED_BY`).
 
     Official weight files of Open-Sora-Plan, CV-VAE, IV-VAE, Open-Sora 1.2 and Stable Diffusion, alone or in a folder,
     are recognised by their keys (see `vae.checkpoints`). So are folders of diffusers' autoencoders, alone or in the

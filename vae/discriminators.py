@@ -1,34 +1,47 @@
-"""The adversary of VAE training: a patch discriminator over space and time."""
+"""The adversaries of VAE training: patch discriminators, over space and time or over each frame alone."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae.blocks import norm_groups
+from vae.blocks import batch_to_frames, frames_to_batch, norm_groups
+
+STRIDES = ((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1))
 
 
-class PatchGAN3D(nn.Module):
-    """3D PatchGAN: (B, 3, T, H, W) in [-1, 1] -> logits a patch (B, 1, ~T/4, ~H/8, ~W/8); images are T = 1.
+class PatchGAN(nn.Module):
+    """A clip (B, 3, T, H, W) in [-1, 1] -> logits a patch; images are T = 1. Five convolutions, space by 8.
 
-    Five 3x3x3 convolutions (space by 8, time by 4, three layers after the first), as OD-VAE trains against
-    (4,665,729 parameters at width 64). `norm="group"` is the default: `"batch"`, as published, makes the loss depend on
-    how a global batch is split over processes.
+    - `dims=3`: kernels 3x3x3, time by 4, (B, 1, ~T/4, ~H/8, ~W/8), as OD-VAE trains against: 4,665,729 parameters at
+      width 64.
+    - `dims=2`: kernels 4x4 a frame, (B, 1, T, H/8 - 2, W/8 - 2), as the image VAEs of latent diffusion train against:
+      2,765,633 parameters at width 64. Frames have at least 24 pixels.
+
+    `norm="group"` is the default. `"batch"`, as published, takes its statistics from the clips that one process sees at
+    a time, so the loss depends on how a step is split over processes and micro-batches.
     """
 
-    def __init__(self, width: int = 64, norm: str = "group"):
+    def __init__(self, dims: int = 3, width: int = 64, norm: str = "group"):
         super().__init__()
-        strides = ((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1))
+        self.dims, kernel = dims, {3: 3, 2: 4}[dims]
+        conv = {3: nn.Conv3d, 2: nn.Conv2d}[dims]
+        batch_norm = {3: nn.BatchNorm3d, 2: nn.BatchNorm2d}[dims]
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         channels = 3
-        for i, stride in enumerate(strides):
+        for i, stride in enumerate(STRIDES):
             out = width * 2**i
-            self.convs.append(nn.Conv3d(channels, out, 3, stride, 1, bias=i == 0))
+            self.convs.append(conv(channels, out, kernel, stride[-dims:], 1, bias=i == 0))
             if i:
-                self.norms.append(nn.BatchNorm3d(out) if norm == "batch" else nn.GroupNorm(norm_groups(out), out))
+                self.norms.append(batch_norm(out) if norm == "batch" else nn.GroupNorm(norm_groups(out), out))
             channels = out
-        self.out = nn.Conv3d(channels, 1, 3, 1, 1)
+        self.out = conv(channels, 1, kernel, 1, 1)
         self.apply(_init)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dims == 2:
+            return batch_to_frames(self._logits(frames_to_batch(x)), len(x))
+        return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.convs[0](x), 0.2)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             h = F.leaky_relu(norm(conv(h)), 0.2)
@@ -36,8 +49,8 @@ class PatchGAN3D(nn.Module):
 
 
 def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv3d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm3d | nn.GroupNorm):
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

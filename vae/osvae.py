@@ -100,8 +100,12 @@ class OSVAE(VideoVAE):
     def _trim(self, x: Tensor, frames: int | None) -> Tensor:
         return x if frames is None else x[:, :, max(0, x.shape[2] - frames) :]
 
+    def image_latents(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> latents (N, 4, H/8, W/8) of the image VAE inside, in the scale of the video part."""
+        return SCALE * self.spatial.encode(x).latent_dist.mode()
+
     def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        h = SCALE * _by_frames(lambda part: self.spatial.encode(part).latent_dist.mode(), x)
+        h = _by_frames(self.image_latents, x)
         return self.encoder(F.pad(h, (0, 0, 0, 0, -h.shape[2] % 4, 0)))
 
     def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:

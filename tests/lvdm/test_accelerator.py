@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lvdm import accelerator as accelerators
-from lvdm.accelerator import make_accelerator, mean_over_processes
+from lvdm.accelerator import average_gradients, make_accelerator
 from lvdm.errors import UserError
+from train.configs import Training
 
 
 def test_several_of_different_precision_in_one_process():
@@ -69,16 +70,34 @@ def test_threads_are_set_or_left():
         torch.set_num_threads(before)
 
 
-def test_mean_over_processes():
-    values = {"l1": 1 / 3, "kl": 2.0}
-    assert mean_over_processes(SimpleNamespace(num_processes=1), values) is values
+def test_gradients_are_averaged_over_processes():
+    matrix, bias = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(3))
+
+    def give() -> None:
+        matrix.grad, bias.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0, 7.0])
 
     def reduce(tensor: torch.Tensor, how: str) -> torch.Tensor:
         assert how == "mean"
-        return (tensor + torch.tensor([1.0, 4.0])) / 2
+        return (tensor + torch.full((7,), 2.0)) / 2  # the other process has a gradient of 2 everywhere
 
-    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"), reduce=reduce)
-    assert mean_over_processes(two, values) == pytest.approx({"l1": 2 / 3, "kl": 3.0})
+    give()
+    average_gradients(SimpleNamespace(num_processes=1), [matrix, bias])
+    assert matrix.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    average_gradients(SimpleNamespace(num_processes=2, reduce=reduce), [matrix, bias])
+    assert matrix.grad.tolist() == [[1.5, 2.0], [2.5, 3.0]] and bias.grad.tolist() == [3.5, 4.0, 4.5]
+
+
+def test_fp32_means_fp32_unless_tf32_is_asked_for():
+    products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    for tf32, expected in ((True, "tf32"), (False, "ieee")):
+        accelerators.close(make_accelerator("fp32", tf32=tf32))
+        assert [kind.fp32_precision for kind in products] == [expected] * 2
+
+
+def test_parts_of_the_output_get_gradients_beside_a_deepspeed_engine():
+    engine = SimpleNamespace(module="the module")
+    assert accelerators.callable_of(SimpleNamespace(distributed_type="DEEPSPEED"), engine) == "the module"
+    assert accelerators.callable_of(SimpleNamespace(distributed_type="MULTI_GPU"), engine) is engine
 
 
 def test_threads_are_those_that_the_run_began_with():
@@ -97,9 +116,9 @@ def test_batches_that_cannot_be_shared_are_refused_in_any_phase(monkeypatch):
         accelerators, "make_accelerator", lambda *_, **__: SimpleNamespace(num_processes=3, distributed_type="NO")
     )
     phases = [SimpleNamespace(batch=12), SimpleNamespace(batch=8)]
-    config = SimpleNamespace(
-        phases=phases, accumulate=2, precision="fp32", tracker="none", out="run", deterministic=False
-    )
+    config = Training(out="run", precision="fp32")
+    config.phases, config.accumulate = phases, 2
     with pytest.raises(UserError, match=r"phases\[1\].batch=8: must be divisible by accumulate x processes = 2 x 3"):
         accelerators.for_training(config)
-    assert accelerators.for_training(SimpleNamespace(**{**vars(config), "phases": phases[:1]})).num_processes == 3
+    config.phases = phases[:1]
+    assert accelerators.for_training(config).num_processes == 3

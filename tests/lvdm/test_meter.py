@@ -77,6 +77,8 @@ def test_pace_is_samples_flops_and_waiting_over_time(monkeypatch):
     for _ in pace.wait(slow()):
         now[0] += 3.0  # the step takes three
     assert pace.read(16) == {"samples_per_s": 2.0, "tflops": 5.0, "waiting": 0.25}
+    with pace.paused():
+        now[0] += 100.0  # a preview
     now[0] += 4.0
     assert pace.read(4) == {"samples_per_s": 1.0, "tflops": 2.5, "waiting": 0.0}
 

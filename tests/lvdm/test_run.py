@@ -1,6 +1,7 @@
 """The run folder: one config, a log that never lies, whole checkpoints, an export replaced as a whole."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,8 +36,8 @@ class Model:
             (folder / name).write_text(name)
 
 
-def save(folder: RunFolder, samples: int, keep: int = 2) -> None:
-    folder.save(samples, lambda path: (Path(path) / "state").write_text(str(samples)), keep, lambda: None)
+def save(folder: RunFolder, samples: int, keep: int = 2, best: dict[str, Any] | None = None) -> None:
+    folder.save(samples, lambda path: (Path(path) / "state").write_text(str(samples)), keep, lambda: None, best)
 
 
 def checkpoints(folder: RunFolder) -> list[str]:
@@ -73,6 +74,14 @@ def test_another_config_is_refused_by_the_names_of_its_keys(folder):
     with pytest.raises(UserError, match="different: options"):
         RunFolder(folder.path, Config(options={"kernels": (3, 5), "width": 9}))
     assert (folder.path / "config.yaml").read_text() == before
+
+
+def test_a_key_that_is_newer_than_the_run_had_its_default(folder):
+    folder.log(samples=1)
+    stored = folder.path / "config.yaml"
+    stored.write_text("".join(line for line in stored.read_text().splitlines(True) if not line.startswith("lr")))
+    assert same_config(folder.path, Config()) == []
+    assert same_config(folder.path, Config(lr=2e-6)) == ["lr"]
 
 
 def test_operational_keys_are_stored_as_they_are_now(folder):
@@ -208,6 +217,45 @@ def test_the_last_ones_are_kept(folder):
     assert checkpoints(folder) == ["000000040"]
 
 
+def test_the_best_is_kept_besides_the_last_ones_until_a_better_one_comes(folder):
+    assert folder.best() is None
+    save(folder, 8)
+    assert folder.best() is None
+    save(folder, 16, best={"psnr": 20.0})
+    for samples in (24, 32, 40):
+        save(folder, samples)
+    assert checkpoints(folder) == ["000000016", "000000032", "000000040"]
+    again, read = RunFolder(folder.path, Config()), []
+    assert again.best() == {"samples": 16, "psnr": 20.0}
+    assert again.resume(read.append) == 40 and read[0].endswith("/000000040")  # the newest, not the best
+    save(again, 48, best={"psnr": 21.0})
+    save(again, 56, keep=1)
+    assert checkpoints(folder) == ["000000048", "000000056"] and folder.best() == {"samples": 48, "psnr": 21.0}
+    assert not (folder.path / "checkpoints" / "000000056" / "best.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["write", "rename", "prune"])
+def test_a_kill_at_any_moment_leaves_a_best_with_its_checkpoint(folder, monkeypatch, moment):
+    replace = os.replace
+
+    def killed(*paths: str | Path, ignore_errors: bool = False) -> None:
+        if moment == "rename" and not Path(paths[0]).is_dir():
+            replace(*paths)  # best.json, which the kill finds written
+        elif not ignore_errors:
+            raise KeyboardInterrupt
+
+    save(folder, 8, keep=1, best={"psnr": 20.0})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if moment != "write":
+            patch.setattr({"rename": "lvdm.run.os.replace", "prune": "lvdm.run.shutil.rmtree"}[moment], killed)
+        folder.save(16, killed if moment == "write" else lambda path: None, 1, lambda: None, {"psnr": 21.0})
+    again, new = RunFolder(folder.path, Config()), moment == "prune"
+    assert again.best() == ({"samples": 16, "psnr": 21.0} if new else {"samples": 8, "psnr": 20.0})
+    assert again.latest() == again.best()["samples"]
+    save(again, 24, keep=1)
+    assert checkpoints(again)[:2] == ["000000016" if new else "000000008", "000000024"]
+
+
 def test_counts_beyond_nine_digits_stay_in_order(folder):
     for samples in (999_999_992, 1_000_000_000):
         save(folder, samples, keep=1)
@@ -227,6 +275,13 @@ def test_the_export_is_replaced_as_a_whole(folder):
     folder.export(Model("config.json", "whole"))
     assert sorted(path.name for path in (folder.path / "export").iterdir()) == ["config.json", "whole"]
     assert not (folder.path / "partial-export").exists()
+
+
+def test_exports_of_other_names_stand_beside_it(folder):
+    folder.export(Model("last"))
+    assert folder.export(Model("best"), "export-best") == folder.path / "export-best"
+    assert [path.name for path in (folder.path / "export").iterdir()] == ["last"]
+    assert [path.name for path in (folder.path / "export-best").iterdir()] == ["best"]
 
 
 def test_a_failed_export_leaves_the_old_one(folder):

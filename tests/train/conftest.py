@@ -1,6 +1,9 @@
 """Tiny videos, a finished run of each training program on them, and the way to launch more, all on one thread."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lvdm.cli import main
+from lvdm.config import configs_root
 from lvdm.media import write_mp4
 from lvdm.run import read_log
 
@@ -148,6 +152,38 @@ def dit_run(launch, store) -> Path:
     out = store.with_name("dit")
     assert launch("train dit", out=out, latents=store) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def accelerated(command, cache, tmp_path_factory) -> Callable[..., subprocess.Popen]:
+    """`accelerated("zero2", "train dit", out=..., **keys)`: starts a shipped config of accelerate on two processes."""
+    on_cpu = tmp_path_factory.mktemp("accelerate") / "ddp.yaml"
+    shipped = configs_root() / "accelerate"
+    on_cpu.write_text((shipped / "ddp.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
+    files = {"ddp": on_cpu, "zero2": shipped / "zero2.yaml"}
+
+    def start(engine: str, verb: str = "train dit", **keys: Any) -> subprocess.Popen:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(files[engine])]
+        launcher += ["--num_processes", "2", "--main_process_port", "0"]
+        environment = {**os.environ, "LVDM_CACHE": str(cache), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment.pop("ACCELERATE_USE_CPU", None)  # which would make each process a world of its own
+        program = [*launcher, "-m", verb.replace(" ", "."), *command(verb, **keys)[2:]]
+        return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def trained(accelerated) -> Callable[..., Path]:
+    """The same, to its end; returns the run."""
+
+    def run(engine: str, verb: str = "train dit", **keys: Any) -> Path:
+        process = accelerated(engine, verb, **keys)
+        errors = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, errors.decode()[-3000:]
+        return keys["out"]
+
+    return run
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The transformer's training under real launchers, two CPU processes over gloo: DDP and DeepSpeed ZeRO-2."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,38 +26,6 @@ KEYS = {
     "ema": 0.9,
     "save_every": 16,
 }
-
-
-@pytest.fixture(scope="session")
-def accelerated(command, cache, tmp_path_factory):
-    """`accelerated("zero2", out=..., **keys)`: starts a shipped config of accelerate on two CPU processes."""
-    on_cpu = tmp_path_factory.mktemp("accelerate") / "ddp.yaml"
-    shipped = configs_root() / "accelerate"
-    on_cpu.write_text((shipped / "ddp.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
-    files = {"ddp": on_cpu, "zero2": shipped / "zero2.yaml"}
-
-    def start(engine: str, **keys) -> subprocess.Popen:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(files[engine])]
-        launcher += ["--num_processes", "2", "--main_process_port", "0"]
-        environment = {**os.environ, "LVDM_CACHE": str(cache), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        environment.pop("ACCELERATE_USE_CPU", None)  # which would make each process a world of its own
-        words = command("train dit", **keys)[2:]
-        return subprocess.Popen([*launcher, "-m", "train.dit", *words], env=environment, stderr=subprocess.PIPE)
-
-    return start
-
-
-@pytest.fixture(scope="session")
-def trained(accelerated):
-    """The same, to its end."""
-
-    def run(engine: str, **keys) -> Path:
-        process = accelerated(engine, **keys)
-        errors = process.communicate(timeout=240)[1]
-        assert process.returncode == 0, errors.decode()[-3000:]
-        return keys["out"]
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,16 @@
-"""Batches by sample number over processes and accumulation, phases, rates, and the guard of the loss."""
+"""Batches by sample number over processes and accumulation, phases, rates, the guard of the loss, and steps."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lvdm import accelerator as accelerators
+from lvdm.accelerator import make_accelerator
 from lvdm.errors import UserError
 from train.configs import Phase, Training
-from train.loop import LossGuard, adam, crossed, learning_rate, micro_batches, phases_left, set_rate
+from train.loop import Descent, LossGuard, adam, crossed, learning_rate, micro_batches, phases_left, set_rate
 from train.vae import frames_shown, posterior_noise
 
 
@@ -79,6 +82,20 @@ def test_rate_rises_linearly_and_then_is_the_phase_s():
     assert learning_rate(Training(phases=PHASES), PHASES[0], 0) == 1.0
 
 
+def test_cosine_falls_from_the_warmed_up_rate_to_the_final_one():
+    config = Training(phases=PHASES, warmup=4, schedule="cosine", final_lr=0.1)  # 16 of 20 samples after the warm-up
+    rates = [learning_rate(config, PHASES[0], seen) for seen in (0, 2, 4, 6)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[3] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 2 / 16)) / 2)
+    half, late = (learning_rate(config, PHASES[1], seen) for seen in (12, 16))
+    assert half == pytest.approx(0.1 + 0.4 / 2)  # from that phase's own rate
+    assert late == pytest.approx(0.1 + 0.4 * (1 - math.cos(math.pi / 4)) / 2)
+    assert learning_rate(config, PHASES[1], 20) == pytest.approx(0.1)
+    assert learning_rate(config, PHASES[1], 12, peak=2.1) == pytest.approx(1.1)
+    with pytest.raises(UserError, match="schedule='linear': expected one of constant, cosine"):
+        Training(schedule="linear")
+
+
 def test_first_step_of_adam_is_the_rate():
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     optimizer = adam([weight], Training(beta1=0.8, beta2=0.9, weight_decay=0.1))
@@ -144,6 +161,15 @@ def test_guard_skips_and_counts_up_to_twenty_in_a_row():
         skipping.accepts(BAD, 5, [])
 
 
+def test_guard_counts_networks_apart():
+    skipping, of = guard(non_finite="skip"), "gradient of the adversary"
+    for _ in range(19):
+        assert not skipping.accepts_gradient(math.nan, 0, [], of) and skipping.accepts_gradient(1.0, 0, [])
+    with pytest.raises(UserError, match="the gradient of the adversary is not finite at sample 6"):
+        skipping.accepts_gradient(math.inf, 6, [], of)
+    assert guard(precision="fp16").accepts_gradient(math.inf, 0, [])
+
+
 def test_guard_heeds_every_process():
     elsewhere = process()
     elsewhere.gather = lambda here: torch.cat([here, torch.tensor([False])])
@@ -153,3 +179,29 @@ def test_guard_heeds_every_process():
 def test_thresholds_are_crossed_once_whatever_the_batch():
     assert [seen for seen in range(3, 31, 3) if crossed(seen, 3, 10)] == [12, 21, 30]
     assert all(crossed(seen, 3, 1) for seen in range(3, 31, 3))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+@pytest.mark.parametrize(
+    "losses, moved",
+    [((3.0, 5.0), -4.0), ((math.nan, 5.0), -2.5), ((3.0, math.nan), -1.5), ((math.nan, math.inf), None)],
+)
+def test_a_micro_batch_that_is_not_finite_leaves_the_others_of_its_step(losses, moved):
+    accelerator = make_accelerator("fp32", accumulate=2)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    before = layer.weight.item()
+    model, optimizer = accelerator.prepare(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
+    descent = Descent(accelerator, model, optimizer, guard(accelerator=accelerator, non_finite="skip"))
+    norms = []
+    for loss in losses:
+        with accelerator.accumulate(model):
+            factor = torch.full((1, 1), loss)
+            accepted, norm = descent.take(model(factor).sum(), 0, [])
+            assert accepted == math.isfinite(loss)
+            norms.append(norm)
+    assert norms == [None, None if moved is None else pytest.approx(-moved)]
+    assert layer.weight.item() == pytest.approx(before + (moved or 0.0))
+    accelerators.close(accelerator)

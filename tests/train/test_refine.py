@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 import vae
 from train.refine import Refinement
@@ -28,13 +27,13 @@ def test_only_the_refiner_gets_gradients(launch, vae_run, tmp_path, monkeypatch)
         models.append(add_refiner(self, init, inject))
         return models[-1]
 
-    def spy(self, loss, **kwargs):
-        backward(self, loss, **kwargs)
+    def spy(self, *args, **kwargs):
+        backward(self, *args, **kwargs)
         reached.append({name.split(".")[0] for name, p in models[0].named_parameters() if p.grad is not None})
 
-    add_refiner, backward = UniVAE.add_refiner, Accelerator.backward
+    add_refiner, backward = UniVAE.add_refiner, torch.Tensor.backward
     monkeypatch.setattr(UniVAE, "add_refiner", grow)
-    monkeypatch.setattr(Accelerator, "backward", spy)
+    monkeypatch.setattr(torch.Tensor, "backward", spy)
     assert launch("train refine", out=tmp_path / "run", vae=vae_run, adversarial_weight=0.5) == 0
     assert reached == [{"refiner"}, set()] * 2  # the renderer's turn, the adversary's turn
     assert not models[0].encoder.training and not models[0].decoder.training and models[0].refiner.training
@@ -64,6 +63,39 @@ def test_loss_is_of_all_frames(launch, steps, vae_run, tmp_path, monkeypatch):
     assert launch("train refine", out=tmp_path / "run", vae=vae_run) == 0
     assert shapes == [((2, 3, 9, 16, 16),) * 2] * 2
     assert all("kl" not in record for record in steps(tmp_path / "run").values())
+
+
+def test_middle_frames_can_weigh_more(launch, steps, vae_run, tmp_path, monkeypatch):
+    from train import vae as program
+
+    shown, l1 = [], program.losses.l1
+
+    class OfPixels(torch.nn.Module):
+        def forward(self, x, y):
+            return (x - y).square().mean((1, 2, 3))
+
+    monkeypatch.setattr(program, "LPIPS", lambda net: OfPixels())
+    monkeypatch.setattr(
+        program.losses, "l1", lambda x, y, weights=None: shown.append((x, y, weights)) or l1(x, y, weights)
+    )
+    keys = {"vae": vae_run, "middle_weight": 3.0, "lpips_weight": 1.0, "phases": [{**PHASE, "samples": 2}]}
+    assert launch("train refine", out=tmp_path / "run", **keys) == 0
+    (x, y, weights), record = shown[0], steps(tmp_path / "run")[2]
+    assert weights.tolist() == [1, 3, 1, 3, 1, 3, 1, 3, 1]
+    for name, distance in (("l1", (x - y).abs()), ("lpips", (x - y).square())):
+        known, middle = (distance[:, :, first::2].mean().item() for first in (0, 1))
+        assert record[name] == pytest.approx((5 * known + 3 * 4 * middle) / (5 + 3 * 4), rel=1e-5)
+
+
+def test_the_first_decoder_stops_at_the_tap(refine_run):
+    renderer, ran = Refinement(vae.load(str(refine_run))), []
+    decoder = renderer.model.decoder
+    for name, part in (("first", decoder.conv_in), ("tap", decoder.ups[1]), ("last", decoder.levels[2][0])):
+        part.register_forward_hook(lambda *_, name=name: ran.append(name))
+    y, _, _ = renderer(torch.zeros(1, 3, 9, 16, 16), torch.zeros(1, 4, 2, 2, 2))
+    assert ran == ["first", "tap"]
+    y.sum().backward()
+    assert all(p.grad is None for p in decoder.parameters())
 
 
 def test_export_loads_and_refines(refine_run):

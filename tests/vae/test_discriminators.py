@@ -1,29 +1,41 @@
-"""The patch discriminator: the published size, its patches, and independence of the batch."""
+"""The patch discriminators: the published sizes, their patches, and independence of the batch."""
 
 import pytest
 import torch
 
-from vae.discriminators import PatchGAN3D
+from vae.discriminators import PatchGAN
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
-def test_published_parameter_count(norm):
+@pytest.mark.parametrize(("dims", "published"), [(3, 4_665_729), (2, 2_765_633)])
+def test_published_parameter_count(dims, published, norm):
     with torch.device("meta"):
-        critic = PatchGAN3D(norm=norm)
-    assert sum(p.numel() for p in critic.parameters()) == 4_665_729
+        critic = PatchGAN(dims, norm=norm)
+    assert sum(p.numel() for p in critic.parameters()) == published
 
 
 @pytest.mark.parametrize(
-    ("clip", "patches"),
-    [((17, 64, 64), (5, 8, 8)), ((25, 64, 96), (7, 8, 12)), ((1, 64, 64), (1, 8, 8)), ((9, 32, 16), (3, 4, 2))],
+    ("dims", "clip", "patches"),
+    [
+        *((3, (17, 64, 64), (5, 8, 8)), (3, (25, 64, 96), (7, 8, 12)), (3, (1, 64, 64), (1, 8, 8))),
+        *((3, (9, 32, 16), (3, 4, 2)), (2, (5, 256, 256), (5, 30, 30)), (2, (1, 24, 32), (1, 1, 2))),
+    ],
 )
-def test_logits_a_patch(clip, patches):
-    assert PatchGAN3D(4)(torch.rand(2, 3, *clip)).shape == (2, 1, *patches)
+def test_logits_a_patch(dims, clip, patches):
+    assert PatchGAN(dims, 4)(torch.rand(2, 3, *clip)).shape == (2, 1, *patches)
+
+
+def test_two_dimensions_judge_each_frame_alone_and_three_do_not():
+    x = torch.rand(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for dims, alone in ((2, True), (3, False)):
+        torch.manual_seed(0)
+        critic = PatchGAN(dims, 8)
+        assert torch.allclose(critic(x)[:, :, :1], critic(x[:, :, :1]), atol=1e-6) == alone
 
 
 def test_initial_weights_are_narrow_normals():
     torch.manual_seed(0)
-    critic = PatchGAN3D(16)
+    critic = PatchGAN(3, 16)
     convs = torch.cat([conv.weight.flatten() for conv in (*critic.convs, critic.out)])
     norms = torch.cat([norm.weight for norm in critic.norms])
     assert convs.std().item() == pytest.approx(0.02, rel=0.02) and abs(convs.mean().item()) < 1e-3
@@ -35,5 +47,5 @@ def test_group_norm_judges_each_clip_alone_and_batch_norm_does_not():
     x = torch.rand(3, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for norm, alone in (("group", True), ("batch", False)):
         torch.manual_seed(0)
-        critic = PatchGAN3D(8, norm)
+        critic = PatchGAN(3, 8, norm)
         assert torch.allclose(critic(x)[:1], critic(x[:1]), atol=1e-6) == alone

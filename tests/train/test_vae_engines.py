@@ -1,0 +1,98 @@
+"""The VAE's training with its adversary under real launchers, two CPU processes over gloo: DDP and DeepSpeed ZeRO-2."""
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from lvdm.run import read_log
+
+pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'lvdm[deepspeed]'")
+
+# Micro-batches, clipping, and an adversary of GroupNorm that joins on the way.
+PHASE = {"samples": 24, "batch": 4, "lr": 1e-5, "size": 16}
+KEYS = {
+    "accumulate": 2,
+    "clip": 1.0,
+    "adversarial_weight": 0.5,
+    "adversarial_start": 8,
+    "ema": 0.9,
+    "save_every": 8,
+}
+ENGINES = ["ddp", "zero2"]
+FRAMES = {"vae": 5, "refine": 9}
+
+
+def keys_of(stage: str, **keys) -> dict:
+    phases = [{**PHASE, "frames": FRAMES[stage]}]
+    return {"phases": phases, **KEYS, **keys}
+
+
+@pytest.fixture(scope="session")
+def given(vae_run) -> dict[str, dict]:
+    """What each stage starts from."""
+    return {"vae": {}, "refine": {"vae": vae_run}}
+
+
+@pytest.fixture(scope="session")
+def singles(launch, given, tmp_path_factory) -> Path:
+    """The runs of one process that the others must equal."""
+    folder = tmp_path_factory.mktemp("vae_engines")
+    for stage, inputs in given.items():
+        assert launch(f"train {stage}", out=folder / stage, **keys_of(stage), **inputs) == 0
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Equality
+
+
+@pytest.mark.parametrize("engine, stage", [("ddp", "vae"), ("zero2", "vae"), ("zero2", "refine")])
+def test_two_processes_train_as_one(engine, stage, trained, singles, given, steps, weights, tmp_path):
+    """Sums are taken in another order, so within rounding: 2e-5 of each term and norm. Adam makes a whole step of a
+    gradient that is all rounding, hence the small rate, and 6 of its steps as the bound of the weights."""
+    run = trained(engine, f"train {stage}", out=tmp_path / engine, **keys_of(stage), **given[stage])
+    ours, theirs = steps(singles / stage), steps(run)
+    assert ours.keys() == theirs.keys() == set(range(4, 25, 4))
+    for samples, record in ours.items():
+        judged = {"g", "d", "adaptive", "grad_d"} if samples > 8 else set()
+        assert record.keys() == theirs[samples].keys() >= {"loss", "l1", "grad"} | judged
+        assert theirs[samples] == pytest.approx(record, rel=2e-5)
+    exported = weights(run)
+    for name, tensor in weights(singles / stage).items():
+        assert exported[name].dtype == torch.float32
+        torch.testing.assert_close(exported[name], tensor, rtol=0, atol=6e-5)
+    starts = [record for record in read_log(run) if record.get("event") == "start"]
+    assert [(start["engine"], start["processes"]) for start in starts] == [
+        ("zero2 x 2" if engine == "zero2" else "plain", 2)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Kill and resume
+
+
+@pytest.mark.parametrize("engine, precision", [("ddp", "fp32"), ("zero2", "bf16")])
+def test_two_killed_processes_go_on_bitwise(engine, precision, accelerated, trained, steps, weights, tmp_path):
+    keys = keys_of("vae", precision=precision, adversarial_start=4, update="alternate", save_every=12)
+    keys |= {"discriminator": "2d", "phases": [{**PHASE, "samples": 96, "size": 24, "frames": 5}]}
+    process, log = accelerated(engine, "train vae", out=tmp_path / "broken", **keys), tmp_path / "broken" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 8):
+        time.sleep(0.005)
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.kill()
+    process.communicate()
+    assert not (tmp_path / "broken" / "finished.json").exists()
+    saved = {int(path.name) for path in (tmp_path / "broken" / "checkpoints").glob("[0-9]*")}
+    assert saved and max(saved) < 96
+
+    broken, whole = (trained(engine, "train vae", out=tmp_path / name, **keys) for name in ("broken", "whole"))
+    assert steps(broken) == steps(whole)
+    resumed = weights(broken)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
+    last = [run / "checkpoints" / "000000096" / "custom_checkpoint_4.pkl" for run in (broken, whole)]
+    ours, theirs = (torch.load(path, weights_only=True)["critic"] for path in last)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
