@@ -138,6 +138,13 @@ def autocast(accelerator: Any) -> torch.autocast:
     return torch.autocast(accelerator.device.type, dtype, enabled=dtype is not None)
 
 
+def native_precision(device: torch.device) -> str:
+    """bf16 where `device` computes in it, else fp32: elsewhere it would be slower."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
 def average_gradients(accelerator: Any, parameters: Sequence[torch.Tensor]) -> None:
     """Gives all processes the mean of their gradients, of a network that no engine wraps."""
     if accelerator.num_processes == 1:

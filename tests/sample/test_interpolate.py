@@ -17,7 +17,8 @@ from lvdm.media import to_float, to_uint8, write_mp4
 from lvdm.metrics.lpips import LPIPS
 from lvdm.rng import generator
 from sample import interpolate as program
-from sample.interpolate import doubled, interpolate, mean
+from sample.configs import Interpolate
+from sample.interpolate import doubled, interpolate, mean, precision
 from sample.scores import score
 
 CUTS = {"whole": [99], "frame by frame": [1] * 99, "uneven": [1, 3, 8, 2, 5, 99]}
@@ -51,6 +52,27 @@ def test_originals_are_untouched_and_the_stream_is_the_whole_clip(frames, cut, r
     assert torch.equal(found[:, :, ::2], x)
     assert torch.equal(to_uint8(found[:, :, ::2]), ((x + 1) * 127.5).round().to(torch.uint8))
     torch.testing.assert_close(found[:, :, 1::2], refined(model, x)[:, :, 1::2], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_bf16_is_close_and_stays_within_the_model(refiner):
+    """Who takes the frames is not in autocast, and the video's own frames are whole."""
+    model, x = vae.load(refiner), clip(6)
+    found = []
+    for piece in interpolate(model, pieces(x, "uneven"), 6, dtype=torch.bfloat16):
+        assert piece.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        found.append(piece)
+    found, exact = torch.cat(found, 2), interpolate_whole(model, x)
+    assert torch.equal(found[:, :, ::2], x)
+    error = (found - exact)[:, :, 1::2]
+    assert error.abs().max() > 0 and error.square().mean().sqrt() < 0.05 * exact.std()
+
+
+def test_auto_is_bf16_where_it_is_native(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert precision(Interpolate(), torch.device("cpu")) == dtype
+    assert precision(Interpolate(precision="fp32"), torch.device("cpu")) == torch.float32
 
 
 @torch.no_grad()
@@ -126,7 +148,8 @@ def test_twice_the_frames_at_twice_the_rate(lvdm, odd, refiner, tmp_path, monkey
 @torch.no_grad()
 def test_every_second_frame_is_dropped_and_the_scores_are_against_those(lvdm, odd, refiner, tmp_path, capsys):
     out = tmp_path / "new" / "test.mp4"
-    assert lvdm("interpolate", odd, vae=refiner, out=out, every_second="true", compare="true", max_frames=10) == 0
+    keys = {"every_second": "true", "compare": "true", "max_frames": 10, "precision": "fp32"}
+    assert lvdm("interpolate", odd, vae=refiner, out=out, **keys) == 0
     info, beside = probe(out), probe(out.with_name("test-compare.mp4"))
     assert (info.frames, info.fps) == (9, 12.5)  # the tenth frame has none after it
     columns = ["dropped", "linear blend", "D2", *(["RIFE"] if rife.available() else [])]
