@@ -1,9 +1,6 @@
 """Stage 1: the loop does what its losses, thresholds and draws say, and bad input is told in one line."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -267,25 +264,6 @@ def test_compiled_blocks_give_the_same_losses(launch, steps, weights, tmp_path, 
     tiny = {"model": "sdvae", "model_args": vae.registry.entry("sdvae").tiny}
     assert launch("train vae", out=tmp_path / "other", compile=True, **tiny) == 2
     assert "has no blocks to compile" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(command, launch, steps, tmp_path):
-    keys = {"phases": phase(12, batch=4, lr=1e-5), "accumulate": 2, "clip": 1.0}
-    keys |= {"adversarial_weight": 0.5, "adversarial_start": 8}
-    assert launch("train vae", out=tmp_path / "one", **keys) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    argv = [*torchrun, "train.vae", *command("train vae", out=tmp_path / "two", **keys)[2:]]
-    env = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"} | {
-        "CUDA_VISIBLE_DEVICES": ""
-    }
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
-    assert done.returncode == 0, done.stderr
-    log = (tmp_path / "two" / "log.jsonl").read_text().splitlines()
-    assert json.loads(log[0])["processes"] == 2 and len(log) == 4
-    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
-    assert all(one[samples] == pytest.approx(two[samples], rel=1e-4) for samples in (4, 8, 12))
-    assert vae.load(str(tmp_path / "two")).spec.latent_channels == 4
 
 
 # ----------------------------------------------------------------------------------------------------------------------
