@@ -1,5 +1,6 @@
 """Latents from a transformer: the one way of `lvdm sample`, the pipeline and the previews of training."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def guidance_of(model: Any, asked: float | None = None) -> float:
     null = config.condition == "class" and config.label_dropout > 0
     if asked is None:
         return 7.0 if null else 1.0
-    if asked < 0:
+    if not 0 <= asked < math.inf:
         raise UserError(f"guidance={asked}: expected at least 0")
     if asked != 1 and not null:
         why = "is unconditional" if config.condition == "none" else "has no null class (label_dropout=0)"

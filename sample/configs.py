@@ -16,7 +16,7 @@ class Generate:
     command again goes on where it stopped, video by video. Several GPUs: accelerate launch -m sample.generate.
     """
 
-    operational: ClassVar[tuple[str, ...]] = ("threads",)
+    operational: ClassVar[tuple[str, ...]] = ("threads", "count")
 
     out: str = ""
     """Folder for latents/, d1/, d2/, samples.jsonl, sheet.png and, of mp4 files, the page index.html."""
@@ -29,7 +29,7 @@ class Generate:
     labels: str = "balanced"
     """balanced: those classes in turn. drawn: one of them at random, a function of (seed, i)."""
     count: int = 16
-    """Videos."""
+    """Videos; a finished run that is asked for more draws the others."""
     steps: int = 250
     """Denoising steps, 1 to 1000."""
     sampler: str = "auto"

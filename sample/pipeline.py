@@ -156,6 +156,7 @@ class LVDMPipeline(DiffusionPipeline):
             return []
         if asked is None or (not isinstance(asked, int | str) and not len(asked)):
             raise UserError(f"class_labels: expected names or numbers of classes: {_some(self.space.classes)}")
+        asked = asked.tolist() if isinstance(asked, Tensor) else asked
         ids = class_ids([asked] if isinstance(asked, int | str) else asked, self.space.classes, "class_labels")
         return [label for label in ids for _ in range(num_videos)]
 

@@ -21,7 +21,9 @@ from sample.configs import Reproduce
 from sample.plan import Plan, Step
 
 if TYPE_CHECKING:
+    from lvdm.data.clips import ClipPolicy
     from sample.scores import Measure
+    from train.configs import Rendering
 
 HOLDOUT = 0.2
 """The part of each shot that is measured on, where there is no folder for that."""
@@ -182,8 +184,8 @@ def over(given: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
 
 def seconds(step: Step, width: int) -> float:
     """About what a training takes on one H200, from the published code's step."""
-    phases = getattr(step.resolve(), "phases", [])
-    pixels = sum(p.samples * p.frames * p.size**2 * (1 if p.frames > 1 else IMAGE_SHARE) for p in phases)
+    shown = [(p.samples * kind.share, kind) for p in getattr(step.resolve(), "phases", []) for kind in p.kinds]
+    pixels = sum(clips * k.frames * k.size**2 * (1 if k.frames > 1 else IMAGE_SHARE) for clips, k in shown)
     return pixels * PIXEL_SECONDS * width / 128
 
 
@@ -240,18 +242,29 @@ def check(config: Reproduce, plan: Plan, measure: "Measure") -> None:
     """Refuses videos that a later step could not use, videos that have changed since the table began, and missing
     weights, before the first step spends time."""
     from lvdm import weights
-    from lvdm.data.clips import ClipPolicy, Clips
+    from lvdm.data.clips import Clips
     from lvdm.data.index import open_index
     from sample.scores import clips_of
 
     index, measured = open_index(config.videos, "none"), clips_of(measure)
     trained = [step.resolve() for step in plan.steps if step.verb.startswith("train ")]
-    for shape in {(p.frames, p.stride, p.size, c.holdout) for c in trained for p in c.phases}:
-        frames, stride, size, holdout = shape
-        Clips(index, ClipPolicy(frames, stride, size, split="train", holdout=holdout), seed=0)
+    for policy in dict.fromkeys(policy for training in trained for policy in policies(training)):
+        Clips(index, policy, seed=0)
     RunFolder(config.out, config).bind(videos=index.hash(), val=measured.index.hash())
     for name in ("lpips-alex", "lpips-vgg"):
         weights.load(name)
+
+
+def policies(config: "Rendering") -> Iterator["ClipPolicy"]:
+    """How a training cuts its clips out of videos: every kind, at each of its strides."""
+    from lvdm.data.clips import ClipPolicy
+
+    for _, kind in config.kinds():
+        if config.images and kind.frames == 1:
+            continue
+        rest = {"holdout": config.holdout, "fps": kind.fps, "short": config.short, "across_cuts": config.across_cuts}
+        for stride in kind.strides or [kind.stride]:
+            yield ClipPolicy(kind.frames, stride, kind.size, split="train", **rest)
 
 
 def describe(config: Reproduce) -> str:

@@ -504,6 +504,9 @@ class TrainDiT(Training):
         choice(self, "attention", ("sdpa", "xformers", "math"))
         at_least(self, label_dropout=0.0, workers=0, images_per_video=1, preview_every=0, preview_count=1)
         at_least(self, preview_steps=1)
+        for key, most in (("label_dropout", 1.0), ("preview_steps", 1000)):
+            if not getattr(self, key) <= most:
+                raise UserError(f"{key}={getattr(self, key)}: expected at most {most}")
         if self.preview_every and not self.preview_vae:
             raise UserError("preview_vae: expected the VAE of the store, to render what preview_every asks for")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import dit
 from dit.conditioning import Condition
 from lvdm import accelerator as accelerators
-from lvdm import cost
+from lvdm import cost, trackers
 from lvdm.cli import program
 from lvdm.diffusion import objective
 from lvdm.ema import EMA
@@ -64,7 +64,7 @@ def run(config: TrainDiT) -> Path:
     seen = folder.resume(accelerator.load_state)
     start_of = {"threads": threads, "processes": accelerator.num_processes, "engine": accelerators.engine(accelerator)}
     folder.log(samples=seen, event="start", device=str(device), **start_of)
-    accelerator.init_trackers("lvdm")
+    trackers.start(accelerator, folder.path, config)
 
     denoiser.train()
     pace = Pace(flops, accelerator)
@@ -105,8 +105,7 @@ def run(config: TrainDiT) -> Path:
                 if seen == config.total or crossed(seen, phase.batch, config.save_every):
                     folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone)
 
-    # The averaged weights are what the run was for; in fp32, whatever the engine kept
-    model.float()
+    # The averaged weights are what the run was for
     with ema.applied():
         folder.export(model)
     folder.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)

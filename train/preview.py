@@ -13,6 +13,7 @@ from lvdm.latents import LatentSpace
 from lvdm.media import contact_sheet, to_uint8, write_mp4
 from lvdm.rng import generator
 from lvdm.samplers import make_scheduler
+from lvdm.trackers import log_media
 from train.configs import TrainDiT
 
 
@@ -28,15 +29,14 @@ class Preview:
 
     @torch.no_grad()
     def show(self, folder: Path, samples: int, trackers: list[Any]) -> None:
-        """Writes <samples>.mp4 (side by side) and .png (a row a video), and shows the picture to the trackers."""
+        """Writes <samples>.mp4 (side by side) and .png (a row a video), and shows them to the trackers."""
         folder.mkdir(exist_ok=True)
         videos = self._draw()
-        write_mp4(folder / f"{samples:09d}.mp4", torch.cat(list(videos), dim=2), self.space.fps)
-        path = folder / f"{samples:09d}.png"
-        contact_sheet(list(videos), path, labels=self._names() or None)
+        path = folder / f"{samples:09d}.mp4"
+        write_mp4(path, torch.cat(list(videos), dim=2), self.space.fps)
+        contact_sheet(list(videos), path.with_suffix(".png"), labels=self._names() or None)
         picture = torch.cat([torch.cat(list(video[:: max(1, len(video) // 8)]), dim=1) for video in videos])
-        for tracker in trackers:
-            tracker.log_images({"preview": picture.numpy()[None]}, step=samples)
+        log_media(trackers, samples, {"preview": picture}, {"preview_video": path})
 
     def _draw(self) -> torch.Tensor:
         """uint8 (N, T, H, W, 3)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vae
 from lvdm import accelerator as accelerators
-from lvdm import cost
+from lvdm import cost, trackers
 from lvdm.cli import program
 from lvdm.ema import EMA
 from lvdm.errors import UserError
@@ -108,7 +108,7 @@ def fit(
     seen = folder.resume(accelerator.load_state)
     start_of = {"threads": threads, "processes": accelerator.num_processes, "engine": accelerators.engine(accelerator)}
     folder.log(samples=seen, event="start", device=str(device), **start_of)
-    accelerator.init_trackers("lvdm")
+    trackers.start(accelerator, folder.path, config)
 
     pace = Pace(0.0, accelerator)
     with bar(config.title, config.total, seen, accelerator.is_main_process) as progress:
@@ -160,8 +160,7 @@ def fit(
                 if best or seen == config.total or crossed(seen, phase.batch, config.save_every):
                     folder.save(seen, accelerator.save_state, config.keep, accelerator.wait_for_everyone, best)
 
-    # The averaged weights are what the run was for; in fp32, whatever the engine kept
-    model.float()
+    # The averaged weights are what the run was for
     with ema.applied():
         folder.export(model)
     folder.finish(samples=config.total, seconds=round(timer.seconds(), 1), skipped=guard.skipped)

@@ -22,6 +22,7 @@ from lvdm.metrics.frames import psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol
 from lvdm.run import RunFolder
+from lvdm.trackers import log_media
 from train.configs import ClipShape, TrainRefine, TrainVAE
 from train.loop import crossed
 from vae.base import VideoVAE
@@ -103,9 +104,8 @@ class Validation:
         values = {"samples": samples, "protocol": self._protocol().to_dict(), "mean": means, "clips": clips}
         write_text(path.with_suffix(".json"), json.dumps(values, indent=2))
         still = video[len(video) // 2 - (self.rate - 1)]  # in stage 2 a middle frame
-        for tracker in self.accelerator.trackers:
-            pictures = {"validation": still.numpy()[None], "latents": latents.numpy()[None]}
-            tracker.log_images(pictures, step=samples)
+        pictures = {"validation": still, "latents": latents}
+        log_media(self.accelerator.trackers, samples, pictures, {"validation_video": path})
 
     def _protocol(self) -> Protocol:
         """How the numbers were made."""

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lvdm.data import frames
 from lvdm.data.frames import Unreadable, VideoInfo, check_pixels, stat_file
+from lvdm.errors import UserError
 
 T = TypeVar("T")
 
@@ -296,33 +297,43 @@ def _shows_in_order(packet: Any) -> bool:
 
 def _pick(path: str | Path, wanted: list[int], scan: _Scan, whole: bool) -> Iterator[np.ndarray]:
     """The frames `wanted`, which ascend, by decord or from a key frame as far as it is certain that they are right."""
-    if whole and scan.for_decord and os.environ.get("LVDM_DECODER", "decord") == "decord":
-        pictures = _by_decord(path, wanted, scan.info)
-        if pictures is not None:
-            yield from pictures
-            return
+    ways = [_by_decord] if whole and scan.for_decord and _prefers_decord() else []
+    ways += [_from_key_frame] if whole and scan.indexed else []
     found = 0
-    if whole and scan.indexed:
+    for way in ways:
         with suppress(Unreadable):
-            for picture in _from_key_frame(path, wanted, scan):
+            for picture in way(path, wanted[found:], scan):
                 found += 1
                 yield picture
-    if found < len(wanted):
-        yield from _from_start(path, wanted[found:], scan)
+        if found == len(wanted):
+            return
+    yield from _from_start(path, wanted[found:], scan)
 
 
-def _by_decord(path: str | Path, wanted: list[int], info: VideoInfo) -> np.ndarray | None:
-    """The frames (T, H, W, 3), or None where decord fails, as on some narrow pictures, or is not there."""
+def _prefers_decord() -> bool:
+    """Whether files that decord reads exactly are for decord: unless the environment says otherwise."""
+    chosen = os.environ.get("LVDM_DECODER", "decord")
+    if chosen not in ("decord", "pyav"):
+        raise UserError(f"LVDM_DECODER={chosen}: expected decord (where it is exact, else PyAV) or pyav")
+    return chosen == "decord"
+
+
+def _by_decord(path: str | Path, wanted: list[int], scan: _Scan) -> Iterator[np.ndarray]:
+    """Ends early where decord fails, as on some narrow pictures, or is not there."""
     try:
         import decord  # here, because its import is slow
     except ImportError:
-        return None
+        return
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        found = decord.VideoReader(os.path.abspath(path), num_threads=1).get_batch(wanted).asnumpy()
+        reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
+        for first in range(0, len(wanted), 8):  # a long clip is never there in full
+            found = reader.get_batch(wanted[first : first + 8]).asnumpy()
+            if found.shape[1:] != (scan.info.height, scan.info.width, 3):
+                return
+            yield from found
     except (decord.DECORDError, RuntimeError, IndexError, MemoryError):
-        return None
-    return found if found.shape[1:] == (info.height, info.width, 3) else None
+        return
 
 
 def _from_start(path: str | Path, wanted: list[int], scan: _Scan) -> Iterator[np.ndarray]:

@@ -1,8 +1,11 @@
 """Sampling: video i is a function of (seed, i), of its class and of guidance; runs resume; wrong parts are refused."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -159,8 +162,34 @@ def test_a_finished_run_is_left_alone(lvdm, samples, transformer, refiner, capsy
     keys = {"dit": transformer, "vae": refiner, "out": samples, "batch": 4, "steps": 3, "guidance": 3}
     assert lvdm("sample", count=5, **keys) == 0
     assert {path: path.stat().st_mtime_ns for path in samples.glob("*/*")} == before
-    assert lvdm("sample", count=6, **keys) == 2
-    assert "belongs to another config (different: count)" in capsys.readouterr().err
+    assert lvdm("sample", count=5, **{**keys, "steps": 4}) == 2
+    assert "belongs to another config (different: steps)" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_asked_for_more_draws_the_others(lvdm, draw, samples, transformer, refiner, tmp_path):
+    shutil.copytree(samples, tmp_path / "more")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "more").glob("*/*")}
+    keys = {"dit": transformer, "vae": refiner, "batch": 4, "steps": 3, "guidance": 3}
+    assert lvdm("sample", out=tmp_path / "more", count=6, **keys) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    at_once = draw("at-once", count=6)
+    for one, other in zip(latents(tmp_path / "more"), latents(at_once), strict=True):
+        assert torch.equal(one, other)
+    assert [line["id"] for line in lines(tmp_path / "more")] == list(range(6))
+
+
+def test_real_processes_draw_bitwise_what_one_does(lvdm, cache, transformer, refiner, tmp_path):
+    keys = {"dit": transformer, "vae": refiner, "count": 5, "batch": 2, "steps": 3, "guidance": 3, "format": "npy"}
+    assert lvdm("sample", out=tmp_path / "one", threads=1, **keys) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [f"{key}={value}" for key, value in {**keys, "threads": 1, "out": tmp_path / "two"}.items()]
+    environment = {**os.environ, "LVDM_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("ACCELERATE_USE_CPU", None)
+    done = subprocess.run([*launch, "-m", "sample.generate", *words], env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").glob("*/*")}
+    assert len(files) == 15 and files == {path.relative_to(tmp_path / "two") for path in (tmp_path / "two").glob("*/*")}
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
 
 
 def test_two_processes_share_the_work_whoever_is_late(samples, transformer, refiner, tmp_path, monkeypatch):

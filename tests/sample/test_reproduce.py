@@ -1,4 +1,4 @@
-"""Tables of the papers: every one at every scale is a sound plan, and one is trained, killed, resumed and shown."""
+"""Tables of the papers: every one at every scale is a sound plan; three are trained, one of them killed, and shown."""
 
 import csv
 import dataclasses
@@ -7,9 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import vae
 from lvdm import config as configs
@@ -17,17 +19,33 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from sample import comparison, scores
 from sample.configs import Reproduce
-from sample.reproduce import Arm, Table, disk, load_table, models_of, over, plan_of, seconds
+from sample.plan import Step
+from sample.reproduce import Arm, Table, disk, load_table, models_of, over, plan_of, policies, seconds
 from sample.scores import Measure, Scores, flicker, interval, of_clips
 from train.vae import check_model
 
 TABLES = sorted(path.stem for path in (configs.configs_root() / "tables").glob("*.yaml"))
-EVERY = pytest.mark.parametrize("table, scale", [(t, s) for t in TABLES for s in ("tiny", "small", "paper")])
+SCALES = ("tiny", "small", "paper")
+EVERY = pytest.mark.parametrize("table, scale", [(table, scale) for table in TABLES for scale in SCALES])
 
 
+@cache
 def planned(table: str, scale: str, **keys):
     config = Reproduce(table=table, scale=scale, videos="my clips", out="here", **keys)
     return config, load_table(config), plan_of(config, load_table(config))
+
+
+@cache
+def resolved(table: str, scale: str) -> list:
+    """The config of each step."""
+    return [step.resolve() for step in planned(table, scale)[2].steps]
+
+
+@cache
+def on_meta(model: str, options: str) -> vae.base.VideoVAE:
+    """The model of these options, JSON."""
+    with torch.device("meta"):
+        return vae.build(model, **json.loads(options))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -39,30 +57,34 @@ def test_there_are_tables():
 
 
 @EVERY
-def test_every_command_is_its_step_and_every_model_takes_its_clips(table, scale):
-    _, _, plan = planned(table, scale)
-    outs = [step.resolve().out for step in plan.steps]
+def test_every_model_takes_its_clips_and_what_it_starts_from_was_made_before(table, scale):
+    steps = resolved(table, scale)
+    outs = [step.out for step in steps]
     assert len(set(outs)) == len(outs) and all(out.startswith("here/") for out in outs)
-    for step in plan.steps:
-        config = step.resolve()
-        parsed, _ = configs.parse(type(config), shlex.split(step.command().removeprefix(f"lvdm {step.verb} ")))
-        assert parsed == config
-        if step.verb == "train vae" and config.seed == 0:
-            with torch.device("meta"):
-                check_model(config, vae.build(config.model, **config.model_args))
-        for key in ("vae", "init", "source"):  # what is started from was made before
-            if (start := getattr(config, key, "")).startswith("here/"):
-                assert start in outs[: outs.index(config.out)]
+    for step in steps:
+        if hasattr(step, "kl_weight") and step.seed == 0:
+            check_model(step, on_meta(step.model, json.dumps(step.model_args)))
+        for key in ("vae", "init", "source"):
+            if (start := getattr(step, key, "")).startswith("here/"):
+                assert start in outs[: outs.index(step.out)]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_printed_command_is_its_step(table):
+    """At the scale that changes the most keys."""
+    for step, config in zip(planned(table, "tiny")[2].steps, resolved(table, "tiny"), strict=True):
+        words = shlex.split(step.command().removeprefix(f"lvdm {step.verb} "))
+        assert configs.parse(type(config), words)[0] == config
 
 
 @EVERY
 def test_all_models_of_a_table_see_the_same_clips_in_the_same_batches(table, scale):
-    config, loaded, plan = planned(table, scale)
-    arms = [configs.to_dict(step.resolve()) for step in plan.steps[len(loaded.steps) :]]
+    config, loaded, _ = planned(table, scale)
+    arms = resolved(table, scale)[len(loaded.steps) :]
     assert len(arms) == len(models_of(config, loaded)) == loaded.scales[scale].seeds * len(loaded.arms)
     free = {"out", "seed", "model", "model_args", "init", "vae", "inject"}
     for arm in arms[1:]:
-        assert {key for key in arm if arm[key] != arms[0][key]} <= free
+        assert {key for key in vars(arm) if getattr(arm, key) != getattr(arms[0], key)} <= free
 
 
 @EVERY
@@ -76,9 +98,9 @@ def test_lengths_fit_what_is_measured(table, scale):
 
 def test_paper_scale_takes_the_recipes_as_they_are():
     _, loaded, plan = planned("univae-table3", "paper")
-    for arm, step in zip(loaded.arms, plan.steps, strict=True):
-        given, recipe = configs.to_dict(step.resolve()), configs.to_dict(configs.load(step.config_class(), arm.config))
-        changed = {key for key in given if given[key] != recipe[key]}
+    for arm, step, given in zip(loaded.arms, plan.steps, resolved("univae-table3", "paper"), strict=True):
+        recipe = configs.load(step.config_class(), arm.config)
+        changed = {key for key in vars(given) if getattr(given, key) != getattr(recipe, key)}
         assert changed == {"out", "videos", "labels", "holdout"}
 
 
@@ -108,19 +130,45 @@ def test_hours_and_disk_follow_samples_and_width():
     assert disk(step, 128) == (3 * 16 + 4) * 240e6 == 4 * disk(step, 64)
 
 
-@EVERY
-def test_printing_needs_no_torch_and_writes_nothing(table, scale, tmp_path, capsys, monkeypatch, lvdm):
-    if (table, scale) == ("odvae-fig4", "small"):
-        words = ["reproduce", table, f"scale={scale}", "--plan"]
-        heavy = {"torch", "numpy", "av", "diffusers", "accelerate"}
-        code = f"import sys; from lvdm.cli import main; sys.exit(main({words}) or bool({heavy} & {{*sys.modules}}))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+def mixed() -> Step:
+    """A training that mixes strides, and then kinds."""
+    mix = [{"share": 0.75, "frames": 1, "size": 64}, {"share": 0.25, "frames": 9, "size": 32, "fps": 12}]
+    strides = {"samples": 60, "batch": 2, "frames": 5, "size": 32, "strides": [1, 3]}
+    phases = [strides, {"samples": 100, "batch": 2, "mix": mix}]
+    return Step("mixed", "train vae", "vae/univae.yaml", {"phases": phases, "holdout": 0.25})
+
+
+def test_hours_of_a_mixture_are_those_of_its_kinds():
+    video, image = 60 * 5 * 32**2 + 25 * 9 * 32**2, 75 * 64**2 / 2.2
+    assert seconds(mixed(), 128) == pytest.approx((video + image) * 0.631 / (8 * 17 * 128**2))
+
+
+def test_clips_of_every_kind_and_stride_are_looked_for():
+    def shapes(**keys):
+        return [(p.frames, p.stride, p.fps, p.size) for p in policies(dataclasses.replace(mixed().resolve(), **keys))]
+
+    videos = [(5, 1, 0, 32), (5, 3, 0, 32), (9, 1, 12, 32)]
+    assert shapes() == [*videos[:2], (1, 1, 0, 64), videos[2]]
+    assert shapes(images="pictures") == videos
+    assert {(p.split, p.holdout) for p in policies(mixed().resolve())} == {("train", 0.25)}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_printing_writes_nothing(table, tmp_path, capsys, monkeypatch, lvdm):
     monkeypatch.chdir(tmp_path)
-    assert lvdm("reproduce", table, "--plan", scale=scale) == 0
+    assert lvdm("reproduce", table, "--plan", scale="paper") == 0
     printed = capsys.readouterr().out
-    assert re.search(r"(about|under) [\d.,]+ hours of one H200.*not measured.* GB of disk$", printed.strip())
+    assert re.search(r"about [\d.,]+ hours of one H200.*not measured.* GB of disk$", printed.strip())
     assert not list(tmp_path.iterdir())
+
+
+def test_printing_needs_no_torch(tmp_path):
+    heavy = {"torch", "numpy", "av", "diffusers", "accelerate"}
+    words = ["reproduce", "univae-v2", "scale=tiny", "--plan"]
+    code = f"import sys; from lvdm.cli import main; sys.exit(main({words}) or bool({heavy} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "under 0.1 hours" in done.stdout
 
 
 def test_a_wrong_table_lists_the_right_ones(lvdm, capsys, tmp_path):
@@ -223,87 +271,147 @@ def test_measured_frames_are_the_same_at_every_length(videos, vae_of, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # A table from its first step to its page
 
-SMOKE = """
-base: tables/univae-table3.yaml
-arms:
-- {name: one, config: vae/univae_k3.yaml, paper: {PSNR: 31.16}}
-- {name: two, config: vae/univae_k35.yaml, paper: {PSNR: 34.08}}
+
+TRIED = {
+    "univae-table3": ("F = [3]", "F = [3, 5]"),
+    "univae-v2": ("add", "none"),
+    "odvae-fig4": ("variant 4, tail", "variant 1, tail"),
+}
+"""Tables of every shape (models alone, a refinement of one stage 1, models that start from others), two arms each."""
+FEW = """
 scales:
   tiny:
-    frames: [5]
+    frames: [9]
     size: 32
     per_video: 2
     set:
-      train vae:
-        phases: [{samples: 4, batch: 2, frames: 5, size: 32, lr: 1.0e-3}]
+      train vae: &few
+        phases: [{samples: 4, batch: 2, frames: 9, size: 32, lr: 1.0e-3}]
         lpips_weight: 0.0
         warmup: 0
         save_every: 2
         log_every: 2
+      train refine: *few
+      image: {phases: [{samples: 4, batch: 2, frames: 1, size: 32, lr: 1.0e-3}]}
 """
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    path = tmp_path_factory.mktemp("table") / "own.yaml"
-    path.write_text(SMOKE)
-    return path
+def trial(tmp_path_factory):
+    """`trial(table)`: a table of ours, but two of its arms and what they need, two steps each."""
+    folder = tmp_path_factory.mktemp("tables")
+
+    def write(table: str):
+        own = OmegaConf.merge(configs.read_yaml(f"tables/{table}.yaml"), OmegaConf.create(FEW))
+        own = OmegaConf.to_container(own, resolve=False)
+        own["arms"] = [arm for arm in own["arms"] if arm["name"] in TRIED[table]]
+        used = [step for step in own["steps"] if step["verb"] == "train vae" or f"/{step['name']}" in str(own["arms"])]
+        OmegaConf.save({**own, "steps": used}, folder / f"{table}.yaml")
+        return folder / f"{table}.yaml"
+
+    return cache(write)
 
 
 @pytest.fixture(scope="module")
-def page(smoke, lvdm, videos, tmp_path_factory):
-    """The folder of a table of two models of two steps."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert lvdm("reproduce", smoke, videos=videos, scale="tiny", out=out) == 0
-    return out
+def page(trial, lvdm, videos, tmp_path_factory):
+    """`page(table)`: the folder of the trial of a table."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def make(table: str):
+        assert lvdm("reproduce", trial(table), videos=videos, scale="tiny", out=runs / table) == 0
+        return runs / table
+
+    return cache(make)
 
 
-def test_the_page_has_all_numbers_in_all_formats(page):
-    results = json.loads((page / "results.json").read_text())["results"]
-    lines = list(csv.DictReader((page / "results.csv").open()))
+@pytest.mark.parametrize("table", TRIED)
+def test_the_page_has_all_numbers_in_all_formats(table, page):
+    out, last = page(table), TRIED[table][1]
+    results = json.loads((out / "results.json").read_text())["results"]
+    lines = list(csv.DictReader((out / "results.csv").open()))
     assert len(results) == len(lines) == 2 * 5
     for row, line in zip(results, lines, strict=True):
         assert row["low"] <= row["mean"] <= row["high"] and float(line["mean"]) == row["mean"]
-    written = scores.read(page / "scores" / "two-0")[5].values["model"]["PSNR"]
-    shown = next(row for row in results if (row["arm"], row["metric"]) == ("two", "PSNR (dB)"))
-    assert shown["mean"] == pytest.approx(torch.tensor(written).double().mean().item())
-    assert (shown["paper"], shown["paper_difference"]) == (31.16 + 2.92, 2.92)
+    loaded = load_table(Reproduce(table=table, scale="tiny"))
+    part = slice(1, None, 2) if loaded.what == "refinement" else slice(None)
+    folder = next(arm.folder for arm in loaded.arms if arm.name == last)
+    found = scores.read(out / "scores" / f"{folder}-0")[9]
+    shown = next(row for row in results if row["arm"] == last and row["metric"].startswith("PSNR"))
+    written = torch.tensor(found.values["model"]["PSNR"])[:, part]
+    assert written.shape == (6, 4 if loaded.what == "refinement" else 9)
+    assert shown["mean"] == pytest.approx(written.double().mean().item())
     for name in ("index.html", "results.md"):
-        text = (page / name).read_text()
-        assert f"{shown['mean']:.2f} ± " in text
-        for said in ("34.08", "WebVid-10M", "What these runs do not show", "lvdm train vae", "commit", "+2.92"):
+        text = (out / name).read_text()
+        for said in (around(shown), scores.REFERENCES[loaded.what], "What these runs do not show", "commit"):
             assert said in text
-    assert (page / "index.html").read_text().count('<figure class="chart"') == 4
+        assert all(f"lvdm {verb}" in text for verb in {loaded.verb, *(step.verb for step in loaded.steps)})
+    assert (out / "index.html").read_text().count('<figure class="chart"') == 4
 
 
-def test_the_same_command_again_trains_and_measures_nothing(page, smoke, lvdm, videos, capsys):
-    before = {path: path.stat().st_mtime_ns for path in page.rglob("*/*") if path.is_file()}
-    assert lvdm("reproduce", smoke, videos=videos, scale="tiny", out=page) == 0
-    assert capsys.readouterr().out.count("finished before, skipped") == 2
+def around(row: dict) -> str:
+    return comparison.around(row["mean"], row["low"], row["high"])
+
+
+def test_the_papers_numbers_stand_beside_ours(page):
+    out = page("univae-table3")
+    results = json.loads((out / "results.json").read_text())["results"]
+    shown = next(row for row in results if (row["arm"], row["metric"]) == ("F = [3, 5]", "PSNR (dB)"))
+    assert (shown["paper"], shown["paper_difference"]) == (34.08, 2.92)
+    for name in ("index.html", "results.md"):
+        assert all(said in (out / name).read_text() for said in ("34.08", "WebVid-10M", "+2.92"))
+
+
+def test_arms_of_a_refinement_share_stage_1_and_differ_in_d2(page):
+    stage1, add, none = (vae.load(str(page("univae-v2") / name)) for name in ("stage1", "add-0", "none-0"))
+    for key, value in stage1.state_dict().items():
+        assert torch.equal(value, add.state_dict()[key]) and torch.equal(value, none.state_dict()[key])
+    assert (add.config["inject"], none.config["inject"]) == ("add", "none")
+
+
+def test_arms_start_from_the_inflated_image_vae(page):
+    """Two steps of at most 1e-3 each from it, which fresh weights are not."""
+    for start, arm in (("tail-4", "variant-4-tail-0"), ("tail-1", "variant-1-tail-0")):
+        start, trained = (vae.load(str(page("odvae-fig4") / name)).state_dict() for name in (start, arm))
+        assert max((start[key] - trained[key]).abs().max() for key in start) < 2.1e-3
+
+
+def test_the_same_command_again_trains_and_measures_nothing(page, trial, lvdm, videos, capsys):
+    out = page("odvae-fig4")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*/*") if path.is_file()}
+    capsys.readouterr()
+    assert lvdm("reproduce", trial("odvae-fig4"), videos=videos, scale="tiny", out=out) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 5  # an image VAE, two inflated, two trained
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_killed_table_goes_on_to_the_same_numbers(page, smoke, lvdm, videos, tmp_path, monkeypatch, capsys):
-    save, saved = RunFolder.save, []
+def test_a_killed_table_goes_on_to_the_same_numbers(page, trial, lvdm, videos, tmp_path, monkeypatch, capsys):
+    whole, save, saved = page("univae-table3"), RunFolder.save, []
 
     def kill(self, samples, *args):
         save(self, samples, *args)
         saved.append((self.path.name, samples))
-        if saved[-1] == ("two-0", 2):
+        if saved[-1] == ("f-3-5-0", 2):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "save", kill)
-    command = {"videos": videos, "scale": "tiny", "out": tmp_path / "killed"}
-    assert lvdm("reproduce", smoke, **command) == 130
-    assert saved == [("one-0", 2), ("one-0", 4), ("two-0", 2)]
-    assert lvdm("reproduce", smoke, **command) == 0
-    assert saved[3:] == [("two-0", 4)] and "one: finished before, skipped" in capsys.readouterr().out
-    whole, killed = (json.loads((out / "results.json").read_text()) for out in (page, tmp_path / "killed"))
-    assert killed["results"] == whole["results"]
+    words, command = trial("univae-table3"), {"videos": videos, "scale": "tiny", "out": tmp_path / "killed"}
+    assert lvdm("reproduce", words, **command) == 130
+    assert saved == [("f-3-0", 2), ("f-3-0", 4), ("f-3-5-0", 2)]
+    assert lvdm("reproduce", words, **command) == 0
+    assert saved[3:] == [("f-3-5-0", 4)] and "F = [3]: finished before, skipped" in capsys.readouterr().out
+    results = [json.loads((out / "results.json").read_text())["results"] for out in (whole, tmp_path / "killed")]
+    assert results[0] == results[1]
 
 
-def test_clips_that_are_too_short_are_refused_before_training(smoke, lvdm, videos, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ("frames: [5, 41]", "no shot is long enough: 41 frames at stride 1"),
+        ("set: {train vae: {phases: [{samples: 4, batch: 2, frames: 9, size: 32, strides: [1, 5]}]}}", "at stride 5"),
+    ],
+)
+def test_clips_that_are_too_short_are_refused_before_training(changed, said, trial, lvdm, videos, tmp_path, capsys):
     own = tmp_path / "long.yaml"
-    own.write_text(f"base: {smoke}\nscales: {{tiny: {{frames: [5, 41]}}}}\n")
+    own.write_text(f"base: {trial('univae-table3')}\nscales: {{tiny: {{{changed}}}}}\n")
     assert lvdm("reproduce", own, videos=videos, val=videos, scale="tiny", out=tmp_path / "out") == 2
-    assert "no shot is long enough: 41 frames" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -49,6 +49,8 @@ BAD = [
     (Latents, {"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
     (Latents, {"batch": 0}, "batch=0: expected at least 1"),
     (TrainDiT, {"label_dropout": -0.1}, "label_dropout=-0.1: expected at least 0.0"),
+    (TrainDiT, {"label_dropout": 1.5}, "label_dropout=1.5: expected at most 1.0"),
+    (TrainDiT, {"preview_steps": 2000}, "preview_steps=2000: expected at most 1000"),
     (TrainDiT, {"phases": [{"size": 64}]}, "size"),  # the store's
     (TrainDiT, {"videos": "data"}, "unknown key 'videos'"),
 ]

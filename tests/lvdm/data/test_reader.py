@@ -8,6 +8,7 @@ import time
 import weakref
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -19,6 +20,7 @@ from lvdm.data import frames, reader
 from lvdm.data.index import look
 from lvdm.data.reader import Unreadable, iter_frames, probe, read_frames
 from lvdm.data.samples import sample_videos
+from lvdm.errors import UserError
 from lvdm.media import write_mp4
 
 
@@ -156,6 +158,21 @@ def test_decord_reads_what_most_tools_write(tmp_path, monkeypatch):
     assert torch.equal(read_frames(path, [20], whole=True)[0], torch.from_numpy(full[20]))
 
 
+def test_an_unknown_decoder_is_named(tmp_path, monkeypatch):
+    path = _write(tmp_path / "usual.mp4", _pictures(9))
+    monkeypatch.setenv("LVDM_DECODER", "Decord")
+    with pytest.raises(UserError, match="LVDM_DECODER=Decord: expected decord"):
+        read_frames(path, [3], whole=True)
+
+
+def test_where_decord_fails_on_the_way_pyav_goes_on(tmp_path, monkeypatch):
+    path = _write(tmp_path / "usual.mp4", _pictures(30), bf="2", g="12")
+    full = torch.from_numpy(np.stack(list(iter_frames(path))))
+    given = reader._by_decord
+    monkeypatch.setattr(reader, "_by_decord", lambda *arguments: islice(given(*arguments), 5))
+    assert torch.equal(read_frames(path, range(4, 24), whole=True), full[4:24])
+
+
 def test_decord_gives_the_same_pixels_wherever_it_is_trusted(real_data):
     """Real files of many writers: single frames after a seek and runs of them."""
     read = 0
@@ -164,7 +181,7 @@ def test_decord_gives_the_same_pixels_wherever_it_is_trusted(real_data):
         if scan.for_decord:
             read += 1
             indices = [0, n // 3, *range(n // 2, n // 2 + 5), n - 1]
-            found = reader._by_decord(path, indices, scan.info)
+            found = list(reader._by_decord(path, indices, scan))
             assert np.array_equal(found, list(reader._from_start(path, indices, scan))), path
     assert read >= 8
 
