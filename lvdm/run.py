@@ -7,6 +7,7 @@
     export/                EMA weights in the from_pretrained format
     export-best/           the same of the best checkpoint, in runs that validate
     validation/            what validations measured and saw
+    wandb/, lvdm/          what the tracker, wandb or TensorBoard, was told
     finished.json          written last
 
 To resume, run the same command again.

@@ -32,6 +32,7 @@ class Adversary:
         self.critic = critic.to(accelerator.device)
         self.optimizer = adam(self.critic.parameters(), config)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
+        self.learnt: list[Tensor] = []  # the loss of each micro-batch of this step
 
     def joined(self, seen: int) -> bool:
         """Whether it takes part in the step after `seen` samples."""
@@ -50,22 +51,25 @@ class Adversary:
         self.critic.requires_grad_(True)
         loss = losses.hinge_discriminator(self.critic(rendered.x), self.critic(rendered.y.detach()))
         self.scaler.scale(loss / self.config.accumulate).backward()
-        self.meter.add("d", loss)
+        self.learnt.append(loss.detach())
 
     def step(self, rate: float, seen: int, names: list[str]) -> None:
         """Ends a step: moves the critic by the gradients of all micro-batches and processes, where there are any."""
-        parameters = list(self.critic.parameters())
-        if parameters[0].grad is None:
+        if not self.learnt:
             return
+        parameters = list(self.critic.parameters())
         accelerators.average_gradients(self.accelerator, parameters)
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(parameters, math.inf))
         if self.guard.accepts_gradient(norm, seen, names, of="gradient of the adversary"):
+            self.meter.add("d", torch.stack(self.learnt))
+            self.meter.add("grad_d", torch.tensor(norm, device=self.accelerator.device))
+        if math.isfinite(norm) or self.scaler.is_enabled():  # which leaves out the step and lowers its scale
             set_rate(self.optimizer, rate)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.meter.add("grad_d", torch.tensor(norm, device=self.accelerator.device))
         self.optimizer.zero_grad()
+        self.learnt = []
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"critic": self.critic, "optimizer": self.optimizer, "scaler": self.scaler}

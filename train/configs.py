@@ -130,7 +130,7 @@ class Training:
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is Adam."""
     clip: float = 0.0
-    """Gradients are clipped to this norm; 0 does not clip."""
+    """Gradients of the model are clipped to this norm; 0 does not clip."""
     clip_start: int = 0
     """Samples after which clipping begins."""
     ema: float = 0.999
@@ -142,7 +142,8 @@ class Training:
     keep: int = 2
     """Checkpoints kept."""
     non_finite: str = "stop"
-    """What a loss that is not finite does: stop (naming step, clips and last checkpoint), or skip (and count)."""
+    """What a loss or gradient that is not finite does: stop (naming sample, clips and last checkpoint), or skip (and
+    count; twenty in a row stop it in any case). With fp16 a gradient stops it at a hundred in a row, either way."""
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute blocks in the backward pass."""
     tf32: bool = False
@@ -160,8 +161,8 @@ class Training:
         choice(self, "tracker", TRACKERS)
         choice(self, "non_finite", ("stop", "skip"))
         choice(self, "schedule", ("constant", "cosine"))
-        at_least(self, final_lr=0.0)
-        at_least(self, accumulate=1, warmup=0, clip=0, log_every=1, save_every=1, keep=1, ema=0, beta1=0, beta2=0)
+        at_least(self, accumulate=1, warmup=0, clip=0.0, clip_start=0, log_every=1, save_every=1, keep=1, threads=0)
+        at_least(self, final_lr=0.0, weight_decay=0.0, ema=0.0, beta1=0.0, beta2=0.0)
         for key in ("ema", "beta1", "beta2"):
             if getattr(self, key) >= 1:
                 raise UserError(f"{key}={getattr(self, key)}: expected a decay from 0 to below 1")
@@ -309,7 +310,8 @@ class Rendering:
         choice(self, "update", ("joint", "alternate"))
         choice(self, "discriminator", ("3d", "2d"))
         choice(self, "discriminator_norm", ("group", "batch"))
-        at_least(self, workers=0, lpips_weight=0.0, lpips_chunk=1, adversarial_weight=0.0, discriminator_width=1)
+        at_least(self, workers=0, lpips_weight=0.0, lpips_start=0, lpips_frames=0, lpips_chunk=1)
+        at_least(self, adversarial_weight=0.0, adversarial_start=0, discriminator_width=1, discriminator_lr=0.0)
         for key, kind in self.kinds():
             if self.lpips_weight and kind.size < 16:
                 raise UserError(f"{key}.size={kind.size}: LPIPS needs at least 16, or set lpips_weight=0")

@@ -79,7 +79,8 @@ def drawn(weights: list[float], seed: int, *keys: str | int) -> int:
 def curriculum(config: Rendering, indexes: dict[str, Index]) -> list[Mixture]:
     """The training clips of each phase; decoded videos are kept once for all kinds and strides of a size.
 
-    `indexes` are those of `indexes_of(config)`. Raises UserError where a kind is longer than every shot.
+    `indexes` are those of `indexes_of(config)`. Raises UserError where a kind is longer than every shot, or has fewer
+    clips than a batch.
     """
     memory, later = Memory(config.cache_gib), config.cut_on == "device"
 
@@ -92,10 +93,26 @@ def curriculum(config: Rendering, indexes: dict[str, Index]) -> list[Mixture]:
         return [clips(source, policy) for policy in policies(config, kind, source)]
 
     starts = accumulate((phase.samples for phase in config.phases), initial=0)
-    return [
+    mixtures = [
         Mixture(phase, start, config.seed, [of_kind(kind) for kind in phase.kinds])
         for phase, start in zip(config.phases, starts, strict=False)
     ]
+    for i, mixture in enumerate(mixtures):
+        for kind, strides in zip(mixture.phase.kinds, mixture.clips, strict=True):
+            check_batch(f"phases[{i}].batch", mixture.phase.batch, kind, strides)
+    return mixtures
+
+
+def check_batch(key: str, batch: int, kind: Kind, strides: list[Clips]) -> None:
+    """Refuses a batch of more clips than there are, wherever in a video they may begin, at all strides of a kind."""
+    if batch <= sum(map(len, strides)):  # one a video is enough
+        return
+    places = sum(len(part) for clips in strides for row in clips.rows for part in clips.policy.starts(row))
+    if batch > places:
+        raise UserError(
+            f"{key}={batch}: {strides[0].index.root} has {places} clips of {kind.frames} frames to train on;"
+            f" a batch of at most {places}, fewer frames, or more videos"
+        )
 
 
 def source_of(config: Rendering, kind: Kind) -> str:

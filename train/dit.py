@@ -54,7 +54,7 @@ def run(config: TrainDiT) -> Path:
     preview = Preview(config, model, draws.space) if config.preview_every and accelerator.is_main_process else None
     # Before a bf16 engine rounds the weights
     ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
-    meter, flops = Meter(accelerator), 3 * forward_cost(config, draws).flops
+    meter, flops = Meter(accelerator), step_cost(replace(config, gradient_checkpointing=False), draws).passes()
     denoiser, optimizer = accelerator.prepare(model, adam(model.parameters(), config))
     descent = Descent(accelerator, denoiser, optimizer, guard)
     accelerator.register_for_checkpointing(ema, timer, guard, meter)
@@ -272,15 +272,16 @@ def fresh_model(config: TrainDiT, draws: Draws) -> Any:
     return model
 
 
-def forward_cost(config: TrainDiT, draws: Draws) -> cost.StepCost:
+def step_cost(config: TrainDiT, draws: Draws) -> cost.StepCost:
     """FLOPs and activations of one sample."""
     images = draws.images_per_video
     with torch.device("meta"):
-        model = fresh_model(replace(config, compile=False), draws)
+        model = fresh_model(replace(config, compile=False, attention="sdpa"), draws)  # the others need a device
         labels = torch.zeros(1, dtype=torch.int64)
         classes = Condition(labels, labels.expand(1, images) if images else None)
         condition = classes if model.label_embed is not None else Condition()
-        return cost.forward_cost(lambda: model(torch.empty(1, *draws.shape), torch.zeros(1), condition))
+        latent, t = torch.empty(1, *draws.shape), torch.zeros(1)
+        return cost.forward_cost(lambda: model(latent, t, condition), backward=True)
 
 
 def describe(config: TrainDiT) -> str:
@@ -288,10 +289,11 @@ def describe(config: TrainDiT) -> str:
     draws = Draws(config)
     with torch.device("meta"):
         count = cost.parameters(fresh_model(config, draws))
-    step, lines = forward_cost(config, draws), []
+    step, lines = step_cost(config, draws), []
     for phase in config.phases:
         name = f"{config.model}, {phase.batch} latents of {draws.shape}"
-        lines.append(cost.describe_step(name, count, count, phase.batch, step))
+        flops, kept = step.passes() * phase.batch, step.activation_bytes * phase.batch // config.accumulate
+        lines.append(cost.describe_step(name, count, count, flops, kept))
     return "\n".join(lines)
 
 

@@ -115,6 +115,7 @@ class LossGuard:
     """Stops at a loss or gradient that is not finite, naming what led to it, or skips and counts it, as configured."""
 
     most_in_a_row = 20
+    most_scalings = 100  # with fp16, gradients in a row: far more halvings of the scale than any training needs
 
     def __init__(self, config: Training, folder: RunFolder, accelerator: Any):
         self.config, self.folder, self.accelerator = config, folder, accelerator
@@ -124,21 +125,26 @@ class LossGuard:
     def accepts(self, loss: Tensor, seen: int, names: list[str]) -> bool:
         """Whether to step on `loss`; all processes answer alike."""
         finite = self.accelerator.gather(loss.detach().isfinite().reshape(1)).all()
-        return self._judge("loss", bool(finite), seen, names)
+        return self._judge("loss", bool(finite), self.most_skipped, seen, names)
 
     def accepts_gradient(self, norm: float, seen: int, names: list[str], of: str = "gradient") -> bool:
         """Whether to take the step whose gradient, called `of`, has this norm, the same on all processes.
 
-        With fp16 a gradient that is not finite belongs to finding the loss scale.
+        With fp16 a gradient that is not finite belongs to finding the loss scale, unless that goes on and on.
         """
-        return self._judge(of, math.isfinite(norm) or self.config.precision == "fp16", seen, names)
+        most = self.most_scalings if self.config.precision == "fp16" else self.most_skipped
+        return self._judge(of, math.isfinite(norm), most, seen, names)
 
-    def _judge(self, kind: str, good: bool, seen: int, names: list[str]) -> bool:
+    @property
+    def most_skipped(self) -> int:
+        return self.most_in_a_row if self.config.non_finite == "skip" else 1
+
+    def _judge(self, kind: str, good: bool, most: int, seen: int, names: list[str]) -> bool:
         if good:
             self.in_a_row[kind] = 0
             return True
         self.skipped, self.in_a_row[kind] = self.skipped + 1, self.in_a_row.get(kind, 0) + 1
-        if self.config.non_finite == "stop" or self.in_a_row[kind] >= self.most_in_a_row:
+        if self.in_a_row[kind] >= most:
             last = self.folder.latest()
             good_one = f"the last good checkpoint is at {last} samples" if last else "no checkpoint was written yet"
             raise UserError(

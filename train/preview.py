@@ -21,8 +21,9 @@ class Preview:
     """Draws `config.preview_count` videos, of all classes in turn, from the noise that `lvdm sample` gives to them."""
 
     def __init__(self, config: TrainDiT, model: Any, space: LatentSpace):
-        """Raises UserError where `config.preview_vae` is not the VAE of the store."""
+        """Raises UserError where `config.preview_vae` is not the VAE of the store or the guidance not for the model."""
         self.config, self.model, self.space = config, model, space
+        self.guidance = guidance_of(model, config.preview_guidance)
         self.vae = vae.load(config.preview_vae)
         if self.vae.latent_sha256() != self.space.vae_sha256:
             raise UserError(f"preview_vae={config.preview_vae}: not the VAE whose latents are in {config.latents}")
@@ -44,8 +45,8 @@ class Preview:
         device, training = next(model.parameters()).device, model.training
         model.eval()
         generators = [generator(config.seed, "sample", i) for i in range(config.preview_count)]
-        scheduler, guidance = make_scheduler(config.objective), guidance_of(model, config.preview_guidance)
-        latents = draw(model, self._condition(), generators, scheduler, config.preview_steps, guidance)
+        scheduler = make_scheduler(config.objective)
+        latents = draw(model, self._condition(), generators, scheduler, config.preview_steps, self.guidance)
         model.train(training)
         self.vae.to(device)  # only for as long as it is needed
         z = self.space.scale.denormalise(latents)

@@ -12,10 +12,12 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.errors import UserError
+from lvdm.latents import weights_hash
 from lvdm.run import RunFolder
+from train.budget import describe_phases
 from train.configs import TrainRefine
 from train.loop import load_weights
-from train.vae import check_model, describe_phases, fit, frame_terms
+from train.vae import check_model, fit, frame_terms
 from vae.base import VideoVAE
 
 
@@ -42,6 +44,7 @@ def run(config: TrainRefine) -> Path:
     accelerator = accelerators.for_training(config)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
+    folder.bind(vae=weights_hash(stage_1.state_dict()))  # a run that goes on must find the same frozen weights
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = with_refiner(config, stage_1)

@@ -6,7 +6,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 import vae
 from lvdm import accelerator as accelerators
-from lvdm import cost, trackers
+from lvdm import trackers
 from lvdm.cli import program
 from lvdm.ema import EMA
 from lvdm.errors import UserError
@@ -26,6 +25,7 @@ from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder, Timer
 from train.adversary import Adversary
+from train.budget import describe_phases, step_costs
 from train.configs import ClipPhase, Rendering, TrainRefine, TrainVAE
 from train.data import collate, curriculum, indexes_of
 from train.loop import (
@@ -85,9 +85,9 @@ def fit(
         indexes = indexes_of(config)
     folder.bind(**{source: index.hash() for source, index in indexes.items()})
     clips = curriculum(config, indexes)
+    costs = step_costs(config, model, renderer, rate)  # without what checkpointing computes again
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    costs = step_costs(config, model, renderer, rate)
     if config.compile:
         compile_blocks(model)
     # Before a bf16 engine rounds the weights
@@ -135,7 +135,7 @@ def fit(
                             measure(meter, values if accepted else {}, norm)
                         if opposes and accepted:
                             adversary.learn(rendered)
-                    work += 3 * costs[tuple(x.shape[2:4])].flops * phase.batch / config.accumulate
+                    work += costs[tuple(x.shape[2:4])].passes(renders) * phase.batch / config.accumulate
                 if renders:
                     ema.update()
                 if opposes:
@@ -289,41 +289,12 @@ def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) 
         rule.check_square(kind.size, f"{key}.size")
 
 
-def step_costs(
-    config: Rendering, model: VideoVAE, renderer: nn.Module, rate: int = 1
-) -> dict[tuple[int, int], cost.StepCost]:
-    """What it costs to render one clip of each (frames, size), counted on the meta device."""
-    weights = {name: nn.Parameter(p.to("meta"), p.requires_grad) for name, p in renderer.named_parameters()}
-    weights |= {name: buffer.to("meta") for name, buffer in renderer.named_buffers()}
-    costs = {}
-    for frames, size in {(kind.frames, kind.size) for _, kind in config.kinds()}:
-        x = torch.empty(1, 3, frames, size, size, device="meta")
-        noise = torch.empty(1, *model.spec.latent_shape((frames - 1) // rate + 1, size, size), device="meta")
-        forward = partial(torch.func.functional_call, renderer, weights, (x, noise))
-        costs[frames, size] = cost.forward_cost(forward)
-    return costs
-
-
 def describe(config: TrainVAE) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     with torch.device("meta"):
         model = vae.build(config.model, **config.model_args)
     check_model(config, model)
     return describe_phases(config, config.model, model, model)
-
-
-def describe_phases(config: TrainVAE | TrainRefine, name: str, model: VideoVAE, renderer: nn.Module, rate=1) -> str:
-    """A line for each kind of clip; `model` and `renderer` on the meta device."""
-    if config.gradient_checkpointing:
-        model.train().enable_gradient_checkpointing()
-    held = cost.parameters(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    costs, lines = step_costs(config, model, renderer, rate), []
-    for phase in config.phases:
-        for kind in phase.kinds:
-            what = f"{name}, {phase.batch} clips of {kind.frames}x{kind.size}x{kind.size}"
-            lines.append(cost.describe_step(what, trained, held, phase.batch, costs[kind.frames, kind.size]))
-    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

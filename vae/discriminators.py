@@ -42,10 +42,18 @@ class PatchGAN(nn.Module):
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.convs[0](x), 0.2)
+        h = F.leaky_relu(_convolved(self.convs[0], x), 0.2)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            h = F.leaky_relu(norm(conv(h)), 0.2)
-        return self.out(h)
+            h = F.leaky_relu(norm(_convolved(conv, h)), 0.2)
+        return _convolved(self.out, h)
+
+
+def _convolved(conv: nn.Conv2d | nn.Conv3d, h: Tensor) -> Tensor:
+    """`conv(h)`; two frames are padded by hand, since the weight gradient of a CPU's bf16 convolution that pads them
+    itself is not computed."""
+    if h.ndim == 5 and h.shape[2] == 2:
+        return F.conv3d(F.pad(h, (0, 0, 0, 0, 1, 1)), conv.weight, conv.bias, conv.stride, (0, 1, 1))
+    return conv(h)
 
 
 def _init(module: nn.Module) -> None:

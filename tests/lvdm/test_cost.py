@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvdm.cost import StepCost, describe_step, forward_cost, parameters
+from lvdm.cost import describe_step, forward_cost, parameters
 
 
 def test_parameters_leave_out_buffers():
@@ -39,10 +39,21 @@ def test_a_tensor_that_several_operations_keep_counts_once(frozen):
     assert kept == 4 * 5 * 16
 
 
+def test_backward_counts_gradients_of_inputs_and_weights_that_learn():
+    with torch.device("meta"):
+        first, second, x = nn.Linear(64, 64, bias=False), nn.Linear(64, 32, bias=False), torch.empty(10, 64)
+    one, two = 2 * 10 * 64 * 64, 2 * 10 * 64 * 32
+    both = forward_cost(lambda: second(first(x)), backward=True)
+    assert (both.flops, both.backward_flops) == (one + two, one + 2 * two)  # the data has no gradient
+    assert (both.passes(), both.passes(backward=False)) == (2 * one + 3 * two, one + two)
+    first.requires_grad_(False)
+    frozen = forward_cost(lambda: second(first(x)), backward=True)
+    assert (frozen.flops, frozen.backward_flops) == (one + two, two)
+    assert forward_cost(lambda: second(x @ x.T @ x)).backward_flops == 0
+
+
 def test_the_line_of_a_dry_run():
-    cost = StepCost(flops=10**12, activation_bytes=2**30)
-    text = describe_step("D2, 8 clips", trained=2**30 // 20, held=2**30 // 20 + 2**28, batch=8, cost=cost)
-    assert text.startswith(
-        "D2, 8 clips: 53,687,091 of 322,122,547 parameters trained, 24 TFLOP a step of the model, 2.00 "
-    )
-    assert "about 8.00 GiB of activations" in text
+    trained, frozen = 2**30 // 20, 2**28
+    text = describe_step("D2, 8 clips", trained, trained + frozen, 24 * 10**12, 8 * 2**30, judge_bytes=2**29)
+    assert text.startswith("D2, 8 clips: 53,687,091 of 322,122,547 parameters trained, 24 TFLOP a step of the model, ")
+    assert "about 10.50 GiB at the peak in fp32, 6.50 in bf16: 2.50 of weights, gradients and optimizer" in text

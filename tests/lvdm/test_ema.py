@@ -82,13 +82,67 @@ def test_applied_swaps_in_and_restores_even_after_an_error():
     assert model.weight.requires_grad
 
 
-def test_frozen_parameters_are_left_out():
-    model = model_of(0.0)
+def test_a_model_in_bf16_gives_the_fp32_average_and_then_its_own_memory_back():
+    """As under DeepSpeed: weights are rounded after the average began, into views of one flat buffer."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ema = EMA(model, 0.9)
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()]).bfloat16()
+    for p, part in zip(model.parameters(), flat.split([6, 2]), strict=True):
+        p.data = part.view_as(p)
+    places, before = [p.data_ptr() for p in model.parameters()], flat.clone()
+    x = torch.randn(1, 3)
+    with ema.applied():
+        assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
+        assert all(torch.equal(tensor, ema.shadow[name]) for name, tensor in model.state_dict().items())
+        assert torch.equal(model(x), nn.functional.linear(x, ema.shadow["weight"], ema.shadow["bias"]))
+    assert [p.data_ptr() for p in model.parameters()] == places and torch.equal(flat, before)
+    assert all(p.dtype == torch.bfloat16 and p.requires_grad for p in model.parameters())
+
+
+def test_training_goes_on_after_it_as_if_nothing_had_been():
+    def trained(shown: bool) -> tuple[EMA, nn.Linear]:
+        torch.manual_seed(0)
+        model, calls = nn.Linear(3, 2), []
+        ema = EMA(model, 0.9)
+        model.to(torch.bfloat16)
+        model.weight.register_post_accumulate_grad_hook(calls.append)  # where engines take their gradients
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model(torch.ones(1, 3, dtype=torch.bfloat16)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update()
+            if shown:
+                with ema.applied(), torch.no_grad():
+                    model(torch.ones(1, 3))
+        assert len(calls) == 3
+        return ema, model
+
+    (ema, model), (plain_ema, plain) = trained(True), trained(False)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(torch.equal(shadow, plain_ema.shadow[name]) for name, shadow in ema.shadow.items())
+
+
+def test_frozen_parameters_are_not_averaged_and_come_back_as_they_were_before_rounding():
+    model = model_of(1 / 3)
     model.weight.requires_grad_(False)
     ema = EMA(model, 0.9)
-    assert set(ema.shadow) == {"bias"}
+    assert set(ema.shadow) == {"bias"} and ema.frozen[0][1].data_ptr() == model.weight.data_ptr()  # no copy
+    exact = model.weight.detach().clone()
+    model.to(torch.bfloat16)
     with ema.applied():
-        assert not model.weight.any()
+        assert torch.equal(model.weight, exact)
+    assert torch.equal(model.weight, exact.bfloat16()) and not model.weight.requires_grad
+
+
+def test_buffers_are_those_of_the_model_at_that_time():
+    model = nn.BatchNorm1d(2)
+    ema = EMA(model, 0.9)
+    model(torch.tensor([[0.0, 1.0], [2.0, 5.0]]))
+    with ema.applied():
+        assert model.running_mean.tolist() == pytest.approx([0.1, 0.3])
+        assert model.state_dict()["num_batches_tracked"] == 1
 
 
 def test_a_restored_average_goes_on_as_if_never_stopped():

@@ -54,6 +54,7 @@ def test_it_learns_from_detached_renderings(scene):
 def test_its_step_is_of_all_micro_batches(scene):
     adversary, rendered, _ = scene
     adversary.learn(rendered)
+    (loss,) = adversary.learnt
     once = [p.grad.clone() for p in adversary.critic.parameters()]
     adversary.learn(rendered)
     for gradient, p in zip(once, adversary.critic.parameters(), strict=True):
@@ -65,7 +66,8 @@ def test_its_step_is_of_all_micro_batches(scene):
             assert (p - old).abs().max().item() == pytest.approx(1e-3, rel=1e-2)  # Adam's first step is the rate
         assert p.grad is None
     adversary.meter.step()
-    assert set(adversary.meter.read()) == {"d", "grad_d"}
+    read = adversary.meter.read()
+    assert set(read) == {"d", "grad_d"} and read["d"] == pytest.approx(loss.item())
 
 
 def test_it_stays_where_nothing_was_learnt_or_the_gradient_is_not_finite(scene):
@@ -76,5 +78,7 @@ def test_it_stays_where_nothing_was_learnt_or_the_gradient_is_not_finite(scene):
     rendered.y.data[0, 0, 0, 0, 0] = torch.nan
     adversary.learn(rendered)
     adversary.step(1e-3, 2, ["a.mp4@3"])
+    adversary.meter.step()
+    assert not adversary.meter.read() and not adversary.learnt
     assert adversary.guard.skipped == 1 and not adversary.optimizer.state
     assert all(torch.equal(tensor, before[name]) for name, tensor in adversary.critic.state_dict().items())

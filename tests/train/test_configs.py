@@ -45,6 +45,15 @@ BAD = [
     (TrainVAE, {"holdout": 1.0}, "holdout=1.0: expected a part between 0 and 1"),
     (TrainVAE, {"crop": "centre"}, "crop='centre': expected one of random, center (did you mean 'center'?)"),
     (TrainVAE, {"discriminator_norm": "layer"}, "discriminator_norm='layer': expected one of group, batch"),
+    *(
+        (TrainVAE, {key: -1}, f"{key}=-1")
+        for key in (
+            *("lpips_start", "lpips_frames", "lpips_weight", "adversarial_start", "adversarial_weight", "clip_start"),
+            *("discriminator_lr", "weight_decay", "align_weight", "identity_weight", "kl_weight", "final_lr", "clip"),
+            *("threads", "warmup"),
+        )
+    ),
+    (TrainVAE, {"weight_decay": float("nan")}, "weight_decay=nan: expected at least 0.0"),
     (TrainRefine, {"inject": "gated"}, "inject='gated': expected one of add, gate, replace, blend, none"),
     (Latents, {"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
     (Latents, {"batch": 0}, "batch=0: expected at least 1"),

@@ -160,6 +160,19 @@ def test_videos_too_short_for_a_stride_leave_that_strides_list_alone(numbered):
         assert last == clip.start + 8 * stride_of(clip) < int(clip.source.removesuffix(".mp4"))
 
 
+def test_a_batch_of_more_clips_than_there_are_is_refused():
+    phase = {"samples": 240, "batch": 120, "frames": 9, "size": 16}
+    mixtures(phase, frames=(68, 68))  # 60 places each
+    mixtures({**phase, "strides": [1, 2]}, frames=(68, 16))  # 60 + 8 and 52
+    for lengths, places in (((68, 67), 119), ((9,), 1)):
+        with pytest.raises(UserError) as error:
+            mixtures(phase, frames=lengths)
+        assert f"phases[0].batch=120: nowhere has {places} clips of 9 frames to train on" in str(error.value)
+    mixed = {"samples": 240, "batch": 240, "mix": [{**TWO[0]}, {"share": 0.5, "frames": 33, "size": 16}]}
+    with pytest.raises(UserError, match=r"phases\[1\].batch=240: nowhere has 236 clips of 33 frames"):
+        mixtures(phase, mixed, frames=(150, 150))  # of one frame there are 300
+
+
 def test_a_stride_that_no_shot_is_long_enough_for_is_refused():
     with pytest.raises(UserError, match="9 frames at stride 3 need 25 consecutive frames"):
         mixtures({"samples": 8, "frames": 9, "size": 16, "strides": [1, 3]}, frames=(20,))

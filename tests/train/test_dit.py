@@ -149,6 +149,12 @@ def test_how_it_is_computed_changes_nothing(keys, launch, steps, store, dit_run,
     assert steps(tmp_path / "run") == steps(dit_run)
 
 
+def test_the_reference_attention_gives_the_same_losses(launch, steps, store, dit_run, tmp_path):
+    assert launch("train dit", out=tmp_path / "run", latents=store, attention="math") == 0
+    for ours, theirs in zip(steps(tmp_path / "run").values(), steps(dit_run).values(), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(launch, store, tmp_path, capsys):
     phases = [{"samples": 16, "batch": 4, "lr": 1e30}]
     assert launch("train dit", out=tmp_path / "run", latents=store, phases=phases) == 2
@@ -234,6 +240,10 @@ def test_previews_show_the_averaged_weights_from_the_same_noise(
 def test_previews_need_the_vae_of_the_store(launch, store, refine_run, tmp_path, capsys):
     assert launch("train dit", out=tmp_path / "run", latents=store, preview_every=4) == 2
     assert "preview_vae: expected the VAE of the store" in capsys.readouterr().err
+    keys = {"preview_every": 4, "preview_vae": refine_run, "condition": "none", "preview_guidance": 7}
+    assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 2
+    error = capsys.readouterr().err
+    assert "guidance=7.0: this transformer is unconditional" in error and "DiT:" not in error  # before the first step
     other = tmp_path / "vae"
     assert launch("train vae", out=other, seed=1) == 0
     assert launch("train dit", out=tmp_path / "run", latents=store, preview_every=4, preview_vae=other) == 2

@@ -167,7 +167,18 @@ def test_guard_counts_networks_apart():
         assert not skipping.accepts_gradient(math.nan, 0, [], of) and skipping.accepts_gradient(1.0, 0, [])
     with pytest.raises(UserError, match="the gradient of the adversary is not finite at sample 6"):
         skipping.accepts_gradient(math.inf, 6, [], of)
-    assert guard(precision="fp16").accepts_gradient(math.inf, 0, [])
+
+
+@pytest.mark.parametrize("non_finite", ["stop", "skip"])
+def test_fp16_finds_its_scale_but_not_for_ever(non_finite):
+    searching = guard(precision="fp16", non_finite=non_finite)
+    for _ in range(99):
+        assert not searching.accepts_gradient(math.inf, 0, [])
+    assert searching.accepts_gradient(1.0, 0, [])
+    for _ in range(99):
+        assert not searching.accepts_gradient(math.nan, 0, [])
+    with pytest.raises(UserError, match="the gradient is not finite at sample 8"):
+        searching.accepts_gradient(math.inf, 8, [])
 
 
 def test_guard_heeds_every_process():

@@ -6,8 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from lvdm.run import read_log
+from lvdm.run import RunFolder, read_log
 
 pytest.importorskip("deepspeed", reason="needs DeepSpeed: pip install 'lvdm[deepspeed]'")
 
@@ -74,10 +75,37 @@ def test_two_processes_train_as_one(engine, stage, trained, singles, given, step
 # Kill and resume
 
 
+def test_another_number_of_processes_goes_on_in_the_same_order(
+    launch, trained, singles, steps, weights, tmp_path, monkeypatch
+):
+    """Begun by one process, ended by two: terms depend on the clips of each step, within the rounding of the sums."""
+    save, saved = RunFolder.save, []
+
+    def once(self, *args):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(save(self, *args))
+
+    monkeypatch.setattr(RunFolder, "save", once)
+    assert launch("train vae", out=tmp_path / "run", **keys_of("vae")) == 130
+    monkeypatch.undo()
+    run = trained("ddp", "train vae", out=tmp_path / "run", **keys_of("vae"))
+    starts = [record for record in read_log(run) if record.get("event") == "start"]
+    assert [(start["samples"], start["processes"]) for start in starts] == [(0, 1), (8, 2)]
+    ours, theirs = steps(singles / "vae"), steps(run)
+    assert list(theirs) == list(ours) == list(range(4, 25, 4))
+    for samples, record in ours.items():
+        assert theirs[samples] == (record if samples <= 8 else pytest.approx(record, rel=2e-5))
+    exported = weights(run)
+    for name, tensor in weights(singles / "vae").items():
+        torch.testing.assert_close(exported[name], tensor, rtol=0, atol=6e-5)
+
+
 @pytest.mark.parametrize("engine, precision", [("ddp", "fp32"), ("zero2", "bf16")])
 def test_two_killed_processes_go_on_bitwise(engine, precision, accelerated, trained, steps, weights, tmp_path):
     keys = keys_of("vae", precision=precision, adversarial_start=4, update="alternate", save_every=12)
-    keys |= {"discriminator": "2d", "phases": [{**PHASE, "samples": 60, "size": 24, "frames": 5}]}
+    keys |= {"discriminator": "2d", "phases": [{**PHASE, "samples": 60, "size": 32, "frames": 5}]}
+    keys |= {"validate_every": 20, "validate_clips": 1, "holdout": 0.4}
     process, log = accelerated(engine, "train vae", out=tmp_path / "broken", **keys), tmp_path / "broken" / "log.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 8):
@@ -96,3 +124,18 @@ def test_two_killed_processes_go_on_bitwise(engine, precision, accelerated, trai
     last = [run / "checkpoints" / "000000060" / "custom_checkpoint_4.pkl" for run in (broken, whole)]
     ours, theirs = (torch.load(path, weights_only=True)["critic"] for path in last)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+    best = max(whole.glob("checkpoints/*/best.json")).parent
+    averaged = torch.load(best / "custom_checkpoint_0.pkl", weights_only=True)
+    exported = load_file(whole / "export-best" / "diffusion_pytorch_model.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in exported.values())
+    assert all(torch.equal(tensor, averaged[f"shadow.{name}"]) for name, tensor in exported.items())
+
+
+def test_what_stage_2_freezes_leaves_a_bf16_engine_as_it_came(trained, vae_run, weights, tmp_path):
+    phases = [{**PHASE, "samples": 8, "frames": 9}]
+    keys = keys_of("refine", precision="bf16", phases=phases, adversarial_weight=0, vae=vae_run)
+    exported = weights(trained("zero2", "train refine", out=tmp_path / "run", **keys))
+    assert all(torch.equal(exported[name], tensor) for name, tensor in weights(vae_run).items())
+    refiner = [tensor for name, tensor in exported.items() if name.startswith("refiner.")]
+    assert refiner and any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in refiner)
