@@ -89,7 +89,7 @@ def data(config: BenchData) -> None:
     windows = (windows * config.clips)[: config.clips]
     what = f"{config.frames}x{config.size}x{config.size}, stride {config.stride}, of {config.videos}"
 
-    ours = {"this loader": "decord", "this loader, LVDM_DECODER=pyav": "pyav"}
+    ours = {"this loader": "auto", "this loader, LVDM_DECODER=pyav": "pyav"}
     runs = {name: partial(decoded_by, decoder, clips.read, windows) for name, decoder in ours.items()}
     alone = alternate({**runs, DECORD: partial(drain, partial(plain, clips), windows)}, config.rounds)
     report(f"one process, {what}", alone, "clips/s", len(windows))

@@ -2,9 +2,9 @@
 it was reached.
 
 decord reads the files whose every frame it is known to hit: MP4 or MOV of constant frame rate with closed groups of
-pictures, which is what most tools write. PyAV reads all other videos, and all where LVDM_DECODER=pyav is set: from the
-key frame before the first frame asked for, where that is known to give what a full decode gives, else from the start.
-The pixels are the same. Pillow reads pictures (`lvdm.data.frames`).
+pictures, which is what most tools write. PyAV reads all other videos, and all within the workers of a DataLoader, whose
+cores decord's own threads would take: from the key frame before the first frame asked for, where that is known to give
+what a full decode gives, else from the start. The pixels are the same. Pillow reads pictures (`lvdm.data.frames`).
 """
 
 import os
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from lvdm.data import frames
 from lvdm.data.frames import Unreadable, VideoInfo, check_pixels, stat_file
@@ -311,11 +312,11 @@ def _pick(path: str | Path, wanted: list[int], scan: _Scan, whole: bool) -> Iter
 
 
 def _prefers_decord() -> bool:
-    """Whether files that decord reads exactly are for decord: unless the environment says otherwise."""
-    chosen = os.environ.get("LVDM_DECODER", "decord")
-    if chosen not in ("decord", "pyav"):
-        raise UserError(f"LVDM_DECODER={chosen}: expected decord (where it is exact, else PyAV) or pyav")
-    return chosen == "decord"
+    """Whether files that decord reads exactly are for decord: not in a worker, unless the environment says so."""
+    chosen = os.environ.get("LVDM_DECODER", "auto")
+    if chosen not in ("auto", "decord", "pyav"):
+        raise UserError(f"LVDM_DECODER={chosen}: expected decord (where it is exact, else PyAV), pyav, or auto")
+    return chosen == "decord" or (chosen == "auto" and get_worker_info() is None)
 
 
 def _by_decord(path: str | Path, wanted: list[int], scan: _Scan) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -156,6 +157,14 @@ def test_decord_reads_what_most_tools_write(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "decord", None)
     assert torch.equal(read_frames(path, [20], whole=True)[0], torch.from_numpy(full[20]))
+
+
+@pytest.mark.parametrize("chosen, here, in_a_worker", [("auto", True, False), ("decord", True, True), ("pyav", 0, 0)])
+def test_workers_share_their_cores_with_no_threads_of_decord(chosen, here, in_a_worker, monkeypatch):
+    monkeypatch.setenv("LVDM_DECODER", chosen)
+    assert reader._prefers_decord() == here
+    monkeypatch.setattr(reader, "get_worker_info", lambda: SimpleNamespace(id=0))
+    assert reader._prefers_decord() == in_a_worker
 
 
 def test_an_unknown_decoder_is_named(tmp_path, monkeypatch):
