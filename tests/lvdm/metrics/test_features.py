@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from lvdm.errors import UserError
-from lvdm.metrics.features import I3DFeatures, full_precision
+from lvdm.metrics.features import NAMES, I3DFeatures, full_precision, make_extractor
 from lvdm.metrics.frechet import FeatureStats, frechet_distance
 from lvdm.rng import generator
 
@@ -25,7 +25,7 @@ def test_fvd_of_black_and_white(i3d, frames, fvd):
 
 
 def test_attributes(i3d):
-    assert (i3d.name, i3d.dim, i3d.min_frames) == ("i3d", 400, 9)
+    assert (i3d.name, i3d.dim, i3d.min_frames, i3d.per) == ("i3d", 400, 9, "clip")
     assert i3d.weights_sha256.startswith("af5c50f0")
     assert "224x224" in i3d.resize
 
@@ -60,5 +60,24 @@ def test_bad_input(i3d):
         i3d(torch.zeros(1, 3, 8, 16, 16))
     with pytest.raises(UserError, match=r"got \(1, 1, 9, 16, 16\)"):
         i3d(torch.zeros(1, 1, 9, 16, 16))
-    with pytest.raises(UserError, match="got up to 255"):
+    with pytest.raises(UserError, match="got 255 to 255"):
         i3d(torch.full((1, 3, 9, 16, 16), 255.0))
+    with pytest.raises(UserError, match=r"values in \[-1, 1\], got nan to nan"):
+        i3d(torch.full((1, 3, 9, 16, 16), float("nan")))
+
+
+def test_pixels_are_means_of_eighths():
+    video = torch.zeros(1, 3, 4, 16, 16)
+    video[0, 1, :2, :2, 14:] = 1
+    pixels = make_extractor("pixels")
+    features = pixels(video)
+    assert (pixels.name, pixels.per, features.shape) == ("pixels", "clip", (1, pixels.dim))
+    assert features.nonzero().tolist() == [[0, 128 + 7]] and features.max() == 1
+    assert pixels(torch.zeros(2, 3, 1, 5, 5)).shape == (2, 384)
+
+
+def test_names_are_made_or_listed():
+    with pytest.raises(UserError, match=rf"'i3' \(did you mean 'i3d'\?\); known: {', '.join(NAMES)}"):
+        make_extractor("i3")
+    with pytest.raises(UserError, match=r"weights=x.pt: features=pixels takes no weights; .* i3d-torchscript"):
+        make_extractor("pixels", weights="x.pt")

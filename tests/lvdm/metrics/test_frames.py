@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lvdm.errors import UserError
-from lvdm.metrics.frames import psnr, ssim
+from lvdm.metrics.frames import by_group_position, flicker, information_preservation, pooled_psnr, psnr, ssim
 from lvdm.rng import generator
 
 
@@ -73,11 +73,47 @@ def test_ssim_is_symmetric_and_of_single_frames():
     assert ssim(x, y).shape == (2, 4)
 
 
+def test_pooled_psnr_is_of_all_frames_together_and_at_most_the_mean():
+    x = constant(0.0).double()
+    y = x.clone()
+    y[:, :, 1] += 2 * 0.1  # errors 0 and 0.01
+    torch.testing.assert_close(pooled_psnr(x, y), torch.full((2,), 10 * np.log10(200), dtype=torch.float64))
+    x, y = noise(1), noise(2)
+    assert (pooled_psnr(x, y) < psnr(x, y).mean(1)).all()
+    assert pooled_psnr(x, x).eq(100).all()
+
+
+def test_information_preservation():
+    x = noise(1)
+    assert information_preservation(x, x).eq(1).all()
+    assert information_preservation(x, torch.zeros_like(x)).eq(0).all()  # grey holds nothing
+    torch.testing.assert_close(information_preservation(x, 0.75 * x), torch.full((2,), 0.75, dtype=torch.float64))
+    torch.testing.assert_close(information_preservation(x, -x), torch.full((2,), -1.0, dtype=torch.float64))
+
+
+def test_flicker_is_of_errors_that_move():
+    x = noise(1)
+    assert flicker(x, x).shape == (2, 3)
+    torch.testing.assert_close(flicker(x.double(), x.double() + 0.25), torch.zeros(2, 3, dtype=torch.float64))
+    y = x.double()
+    y[:, :, 1] += 10 / 127.5  # one frame is 10 levels brighter: two differences are
+    torch.testing.assert_close(flicker(x.double(), y), torch.tensor([[10.0, 10.0, 0.0]] * 2).double())
+
+
+def test_by_group_position():
+    values = torch.arange(9.0).view(1, 9)
+    assert by_group_position(values).tolist() == [[3.0, 4.0, 5.0, 6.0]]  # of 1..8: (1 + 5) / 2, ...
+    assert by_group_position(values, group=8).tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
+    for frames in (1, 4, 8, 10):
+        with pytest.raises(UserError, match=rf"frames={frames}: expected 4n\+1, such as 17"):
+            by_group_position(torch.zeros(1, frames))
+
+
 def test_bad_input():
     small = torch.zeros(1, 3, 1, 10, 64)
     with pytest.raises(UserError, match="at least 11x11, got 10x64"):
         ssim(small, small)
-    for metric in (psnr, ssim):
+    for metric in (psnr, pooled_psnr, ssim, information_preservation, flicker):
         with pytest.raises(UserError, match="one shape"):
             metric(noise(1), noise(2)[:1])
         with pytest.raises(UserError, match=r"\(B, 3, T, H, W\)"):

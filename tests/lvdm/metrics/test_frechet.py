@@ -1,8 +1,10 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lvdm.errors import UserError
-from lvdm.metrics.frechet import FeatureStats, frechet_distance
+from lvdm.metrics.frechet import FeatureStats, frechet_distance, frechet_of_rows
 from lvdm.rng import generator
 
 
@@ -26,7 +28,7 @@ def test_mean_and_covariance_are_divided_by_n():
     gathered = stats(x, batch=8)
     assert gathered.count == 50
     torch.testing.assert_close(gathered.mean, x.mean(dim=0))
-    torch.testing.assert_close(gathered.cov, torch.cov(x.T, correction=0))
+    torch.testing.assert_close(gathered.cov(), torch.cov(x.T, correction=0))
 
 
 @pytest.mark.parametrize("n, dim", [(200, 8), (10, 60)])
@@ -85,16 +87,49 @@ def test_streamed_and_merged_statistics_equal_those_of_one_batch(batch):
     for other in (streamed, merged):
         assert other.count == whole.count
         torch.testing.assert_close(other.mean, whole.mean, rtol=1e-13, atol=0)
-        torch.testing.assert_close(other.cov, whole.cov, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(other.cov(), whole.cov(), rtol=1e-9, atol=1e-11)
 
 
 def test_fp32_features_are_gathered_in_fp64():
     x = rows(1000, 3).float()
-    torch.testing.assert_close(stats(x, 10).cov, torch.cov(x.double().T, correction=0), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(stats(x, 10).cov(), torch.cov(x.double().T, correction=0), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("covariance", ["N", "N-1"])
+@pytest.mark.parametrize("n, m, dim", [(30, 20, 8), (6, 9, 40), (2, 50, 40)])
+def test_rows_and_covariances_give_one_distance(n, m, dim, covariance):
+    x, y = rows(n, dim), 2 * rows(m, dim, "other") + 1
+    expected = frechet_distance(stats(x), stats(y), covariance)
+    assert frechet_of_rows(x, y, covariance) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("covariance", ["N", "N-1"])
+def test_is_what_scipys_square_root_gives(covariance):
+    linalg = pytest.importorskip("scipy.linalg")
+    x, y = rows(200, 8), 1.5 * rows(300, 8, "other") + 0.3
+    cov = [torch.cov(z.T, correction=int(covariance == "N-1")) for z in (x, y)]
+    root = torch.from_numpy(linalg.sqrtm((cov[0] @ cov[1]).numpy())).real.trace()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + cov[0].trace() + cov[1].trace() - 2 * root
+    assert frechet_distance(stats(x), stats(y), covariance) == pytest.approx(expected.item(), rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 12), st.floats(-50, 50), st.floats(0, 8), st.integers(0, 10**6))
+def test_shift_scale_and_order_of_any_rows(n, dim, shift, scale, seed):
+    """|shift|^2 added to all, (scale - 1)^2 tr(S) about the mean, and nothing for the order."""
+    x = torch.randn(n, dim, generator=generator(seed), dtype=torch.float64)
+    x = x - x.mean(0)
+    trace = x.square().sum().item() / n
+    expected = dim * shift**2 + (scale - 1) ** 2 * trace
+    order = torch.randperm(n, generator=generator(seed, "order"))
+    for function in (distance, frechet_of_rows):
+        assert function(x, scale * x[order] + shift) == pytest.approx(expected, rel=1e-7, abs=1e-7 * (1 + trace))
 
 
 def test_bad_input():
     with pytest.raises(UserError, match="at least 2 videos a side, got 5 and 1"):
         distance(rows(5, 3), rows(1, 3))
+    with pytest.raises(UserError, match="at least 2 videos a side, got 1 and 5"):
+        frechet_of_rows(rows(1, 3), rows(5, 3))
     with pytest.raises(UserError, match="not finite"):
         stats(torch.tensor([[1.0, float("nan")]]))

@@ -2,9 +2,10 @@ import hashlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lvdm.errors import UserError
-from lvdm.metrics.lpips import LPIPS
+from lvdm.metrics.lpips import LPIPS, _unit
 from lvdm.rng import generator
 
 PRETRAINED = pytest.mark.parametrize("net", ["alex", "vgg"])
@@ -80,6 +81,28 @@ def test_autocast_compares_in_fp32(monkeypatch):
     torch.testing.assert_close(value, lpips(x, y), rtol=0.02, atol=0)
     monkeypatch.setattr(lpips, "_features", lambda images: [layer.float() for layer in features[images is y]])
     assert torch.equal(value, lpips(x, y))
+
+
+@PRETRAINED
+def test_spatial_means_maps_of_full_size(net):
+    plain, spatial = LPIPS(net), LPIPS(net, spatial=True)
+    assert (plain.name, spatial.name) == (f"lpips-{net}", f"lpips-{net}-spatial")
+    x, y = frames("x", size=75), frames("y", size=75)
+    y[..., :20] = x[..., :20]
+    maps = [
+        ((_unit(a) - _unit(b)).square() * head.view(-1, 1, 1)).sum(1, keepdim=True)
+        for head, a, b in zip(plain.heads, plain._features(x), plain._features(y), strict=True)
+    ]
+    full = sum(F.interpolate(m, (75, 75), mode="bilinear", align_corners=False) for m in maps)
+    torch.testing.assert_close(spatial(x, y), full.mean((1, 2, 3)))
+    assert not torch.equal(spatial(x, y), plain(x, y))
+    assert spatial(x, x).eq(0).all()
+
+
+def test_enlarging_by_whole_factors_keeps_the_mean():
+    """So VGG's maps of frames whose sides 16 divides have one LPIPS, spatial or not."""
+    x, y = frames("x", size=64), frames("y", size=64)
+    torch.testing.assert_close(LPIPS("vgg", spatial=True)(x, y), LPIPS("vgg")(x, y))
 
 
 def test_weights_are_named():

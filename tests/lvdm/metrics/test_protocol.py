@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from lvdm.errors import UserError
-from lvdm.metrics.protocol import Protocol, require_same
+from lvdm.metrics.protocol import PRESETS, Preset, Protocol, preset, require_same
 
 FVD = Protocol(
     metric="fvd",
@@ -59,3 +59,39 @@ def test_few_clips_are_warned_of():
         assert "N = 2047" in few.warning() and "biased upwards" in few.warning()
     assert replace(FVD, metric="psnr", count_real=8, count_fake=8).warning() is None
     assert replace(FVD, metric="kvd", count_real=8, count_fake=8).warning() is None
+
+
+def test_what_an_earlier_version_wrote_reads():
+    new = {"preset", "draw", "covariance", "inputs", "fps"}
+    assert Protocol(**{key: value for key, value in FVD.to_dict().items() if key not in new}) == FVD
+
+
+def test_a_preset_is_printed_and_not_mixed():
+    latte = replace(FVD, preset="latte", draw="random", covariance="N", inputs="fakes are mp4")
+    assert latte.describe() == FVD.describe() + ", fakes are mp4, clips by random, covariance 1/N, preset latte"
+    with pytest.raises(UserError, match="differ in preset: 'latte' and 'latte, changed: count'"):
+        require_same([latte, replace(latte, preset="latte, changed: count")])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_found_by_their_name_and_say_what_they_copy(name):
+    assert preset(name) is PRESETS[name] or preset(name) == PRESETS[name]
+    assert preset(name).name == name and len(preset(name).says) > 40
+    assert len({replace(p, name="", says="") for p in PRESETS.values()}) == len(PRESETS)  # no two are the same
+
+
+def test_what_sets_the_presets_apart():
+    assert (preset("latte").stride_real, preset("fvd2048_16f").stride_real) == (3, 1)
+    assert [p.name for p in PRESETS.values() if p.covariance == "N-1"] == ["tats", "small_batch_legacy(8)"]
+    assert [p.name for p in PRESETS.values() if p.rate == 2] == ["univae-2x"]
+    assert [p.name for p in PRESETS.values() if p.against == "originals"] == ["rfvd"]
+    assert preset("odvae_81f").frames == 81
+    assert {p.count for p in PRESETS.values()} == {2048} and Preset("mine", "ours").features == "i3d"
+
+
+def test_the_small_batch_takes_its_size_and_warns_at_any_count():
+    assert preset("small_batch_legacy(2)").batch == 2
+    assert "not for comparison" in replace(FVD, preset="small_batch_legacy(2)").warning()
+    for wrong in ("small_batch_legacy", "small_batch_legacy(1)", "latt"):
+        with pytest.raises(UserError, match=r"unknown preset .* known: fvd2048_16f, latte, tats, univae"):
+            preset(wrong)
