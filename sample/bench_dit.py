@@ -1,8 +1,7 @@
-"""How fast a transformer trains and draws here (`lvdm bench dit`): every way of running it in turn, in one run."""
+"""How fast a transformer trains and draws here (`lvdm bench dit`)."""
 
-import json
-import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,42 +10,36 @@ import dit
 from dit.conditioning import Condition
 from dit.sampling import draw
 from lvdm import accelerator as accelerators
-from lvdm import cost
+from lvdm import bench, cost
+from lvdm.bench import DTYPES, Work
 from lvdm.cli import program
-from lvdm.config import to_dict
 from lvdm.diffusion import objective
 from lvdm.ema import EMA
-from lvdm.files import write_text
-from lvdm.meter import peak_tflops
 from lvdm.rng import generator
 from lvdm.samplers import make_scheduler
-from sample.bench import alternate, ratio
 from sample.configs import BenchDiT
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HEAD = ("work", "way")
 
 
 def run(config: BenchDiT) -> None:
-    """Prints a row a way of running: seconds, TFLOP/s, share of the device's peak, peak memory; and their ratios."""
+    """Prints and keeps a row a way of running; `times` is beside the eager step and the plain loop."""
     device = accelerators.device()
     ways = ["eager", "compiled"] if config.compile else ["eager"]
     models = {way: build(config, way, device) for way in ways}
-    flops = forward_flops(config)
+    step, guided = "training step", f"{config.steps} guided steps"
+    works: dict[tuple, Work] = {(bench.MATMUL, config.precision): bench.product(device, config.precision)}
+    works |= {(step, way): training_step(config, model, device) for way, model in models.items()}
+    works |= {(guided, f"{way}, one doubled batch"): sampling(config, model, device) for way, model in models.items()}
+    works[guided, "plain loop, two batches"] = plain_loop(config, models["eager"], device)
+    rows = bench.time_all(works, config.rounds, device)
+
+    slow = {step: (step, "eager"), guided: (guided, "plain loop, two batches")}
+    beside = {key: slow[key[0]] for key in rows if key[0] in slow and key != slow[key[0]]}
     shape = f"{config.channels}x{config.frames}x{config.size[0]}x{config.size[1]}"
     count = cost.parameters(models["eager"])
-    print(f"{config.model}, {count:,} parameters, {config.batch} latents of {shape}, {config.precision}, {device}")
-
-    results = {}
-    steps = {way: training_step(config, model, device) for way, model in models.items()}
-    results["training step"] = measure(config, steps, 3 * flops * config.batch, device)
-    videos = {f"{way}, one doubled batch": sampling(config, model, device) for way, model in models.items()}
-    videos["plain loop, two batches"] = plain_loop(config, models["eager"], device)
-    passes = 2 * config.steps * config.batch
-    results[f"{config.steps} guided steps of sampling"] = measure(config, videos, flops * passes, device)
-    for title, rows in results.items():
-        show(title, rows, device)
-    if config.out:
-        write_text(config.out, json.dumps({"config": to_dict(config), "rows": results}, indent=2) + "\n")
+    notes = [f"{count:,} parameters, {config.batch} latents of {shape}, {config.precision}, {config.rounds} rounds"]
+    bench.report(config, f"lvdm bench: {config.model}", device, HEAD, rows, beside, notes=notes)
 
 
 def build(config: BenchDiT, way: str, device: torch.device) -> Any:
@@ -71,7 +64,12 @@ def forward_flops(config: BenchDiT) -> int:
         return cost.forward_cost(lambda: model(x, torch.zeros(1), Condition(label))).flops
 
 
-def training_step(config: BenchDiT, model: Any, device: torch.device) -> Callable[[], Any]:
+def guided_flops(config: BenchDiT) -> int:
+    """Of a batch's sampling: every step sees each latent with its class and without."""
+    return 2 * config.steps * config.batch * forward_flops(config)
+
+
+def training_step(config: BenchDiT, model: Any, device: torch.device) -> Work:
     """What `lvdm train dit` does in a step, but for reading latents: loss, gradient, clipping, AdamW, average."""
     learnt, ema = objective("noise"), EMA(model, 0.9999)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -92,10 +90,13 @@ def training_step(config: BenchDiT, model: Any, device: torch.device) -> Callabl
         optimizer.zero_grad()
         ema.update()
 
-    return step
+    def held() -> Iterator[torch.Tensor]:
+        return chain(model.parameters(), ema.shadow.values())
+
+    return Work(step, 3 * forward_flops(config) * config.batch, held=held, turns=2)
 
 
-def sampling(config: BenchDiT, model: Any, device: torch.device) -> Callable[[], Any]:
+def sampling(config: BenchDiT, model: Any, device: torch.device) -> Work:
     """What `lvdm sample` does for a batch of latents."""
     condition = Condition(torch.arange(config.batch))
     generators = [generator(0, "bench", i) for i in range(config.batch)]
@@ -106,10 +107,10 @@ def sampling(config: BenchDiT, model: Any, device: torch.device) -> Callable[[],
         with torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
             draw(model, condition, generators, make_scheduler("noise"), config.steps, guidance=7.0)
 
-    return videos
+    return Work(videos, guided_flops(config), held=model.parameters)
 
 
-def plain_loop(config: BenchDiT, model: Any, device: torch.device) -> Callable[[], Any]:
+def plain_loop(config: BenchDiT, model: Any, device: torch.device) -> Work:
     """What one would write first: the model with and without its class, one after the other, autocast in each call."""
     scheduler = make_scheduler("noise")
     labels = torch.arange(config.batch, device=device)
@@ -130,45 +131,7 @@ def plain_loop(config: BenchDiT, model: Any, device: torch.device) -> Callable[[
             eps = null[:, : config.channels] + 7.0 * (given - null)[:, : config.channels]
             x = scheduler.step(torch.cat([eps, given[:, config.channels :]], 1), timestep, x).prev_sample
 
-    return videos
-
-
-def measure(config: BenchDiT, ways: dict[str, Callable[[], Any]], flops: float, device: torch.device) -> dict[str, Any]:
-    """Seconds of all rounds, and memory, of each way; the first call of each (compilation, start) is not counted."""
-    peaks = {}
-    for name, way in ways.items():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        way()
-        peaks[name] = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    seconds = alternate({name: synchronised(way, device) for name, way in ways.items()}, config.rounds)
-    return {name: {"seconds": times, "flops": flops, "peak_gib": peaks[name]} for name, times in seconds.items()}
-
-
-def synchronised(way: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """`way`, until the device has done it."""
-
-    def timed() -> None:
-        way()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return timed
-
-
-def show(title: str, rows: dict[str, Any], device: torch.device) -> None:
-    """The table of one kind of work."""
-    print(title)
-    peak = peak_tflops(torch.cuda.get_device_name()) if device.type == "cuda" else None
-    last = list(rows)[-1]
-    for name, row in rows.items():
-        median = statistics.median(row["seconds"])
-        spread = f"({min(row['seconds']):.4g} to {max(row['seconds']):.4g})"
-        rate = row["flops"] / median / 1e12
-        share = f"  {rate / peak:.0%} of the peak" if peak else ""
-        memory = f"  {row['peak_gib']:.1f} GiB" if row["peak_gib"] else ""
-        times = ratio({key: value["seconds"] for key, value in rows.items()}, last, name)
-        print(f"  {name:<26} {median:9.4g} s {spread:<20} {rate:9.4g} TFLOP/s{share}{memory}  {times:.2f}x {last}")
+    return Work(videos, guided_flops(config), held=model.parameters)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from lvdm import bench
+from lvdm.bench import ratio
 from lvdm.diffusion import GaussianDiffusion
 from sample import bench_dit
 from sample.configs import BenchDiT
@@ -22,9 +24,21 @@ def test_table_and_json(lvdm, tmp_path, capsys):
     keys |= {"size": "[4,4]", "compile": "false", "steps": 2, "rounds": 2, "out": tmp_path / "dit.json"}
     assert lvdm("bench dit", **keys) == 0
     table = capsys.readouterr().out
-    assert "latte-s/2" in table and "training step" in table and "1.00x plain loop, two batches" in table
-    rows = json.loads((tmp_path / "dit.json").read_text())["rows"]
-    assert [len(row["seconds"]) for group in rows.values() for row in group.values()] == [2, 2, 2]
+    product, step, guided, plain = json.loads((tmp_path / "dit.json").read_text())["rows"]
+    assert (product["work"], step["work"], guided["work"]) == ("matrix product", "training step", "2 guided steps")
+    assert all(len(row["seconds"]) == 2 and row["peak_gib"] > 0 for row in (step, guided, plain))
+    times = ratio({0: guided["seconds"], 1: plain["seconds"]}, 0, 1)
+    assert f"{times:.4g}" in next(line for line in table.splitlines() if "one doubled batch" in line)
+    assert "latte-s/2" in (tmp_path / "dit.html").read_text()
+
+
+def test_memory_of_a_step_is_that_of_weights_average_moments_and_gradients():
+    """Five times the weights, and little more for two small latents."""
+    wide = config(model_args={"depth": 2, "width": 512, "heads": 2}, batch=1)
+    model = bench_dit.build(wide, "eager", CPU)
+    row = bench.time_all({"step": bench_dit.training_step(wide, model, CPU)}, 1, CPU)["step"]
+    weights = bench.size_of(model.parameters()) / 2**30
+    assert 4.9 * weights < row.peak_gib < 6 * weights
 
 
 def test_a_timed_step_trains():
@@ -35,7 +49,7 @@ def test_a_timed_step_trains():
         patch.setattr(GaussianDiffusion, "losses", lambda *a: losses.append(original(*a)) or losses[-1])
         step = bench_dit.training_step(tiny, bench_dit.build(tiny, "eager", CPU), CPU)
         for _ in range(30):
-            step()
+            step.run()
     mse = [terms["mse"].mean().item() for terms in losses]
     assert mse[-1] < mse[0]
 

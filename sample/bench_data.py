@@ -1,6 +1,5 @@
-"""How fast things are here (`lvdm bench data`, `index`, `latents`): ratios in one run, alternating, medians."""
+"""How fast clips and latents are read here (`lvdm bench data`, `index`, `latents`)."""
 
-import json
 import multiprocessing
 import os
 import statistics
@@ -16,14 +15,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lvdm.bench import alternate, keep, ratio
 from lvdm.cli import program
 from lvdm.data.clips import ClipPolicy, Clips, Window, crop, resize
 from lvdm.data.datasets import open_dataset
 from lvdm.data.index import files_of, look, open_index
 from lvdm.errors import UserError
-from lvdm.files import write_text
 from lvdm.latents import LatentStore, sample_posterior
-from lvdm.progress import bar
 from lvdm.rng import generator, item_at
 from sample.configs import BenchData, BenchIndex, BenchLatents
 
@@ -43,37 +41,12 @@ class Items(Dataset):
         return self.get(i)
 
 
-def alternate(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round; all runs once a round, in turn, so that a busy machine meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with bar("bench", rounds * len(runs)) as progress:
-        for _ in range(rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-                progress.advance(note=name)
-    return seconds
-
-
 def report(title: str, rows: dict[str, list[float]], unit: str, per: float) -> None:
     """Prints median and spread of each row as `per` / seconds."""
     print(title)
     for name, seconds in rows.items():
         rates = sorted(per / s for s in seconds)
         print(f"  {name:<34} {statistics.median(rates):9.2f} {unit}  ({rates[0]:.2f} to {rates[-1]:.2f})")
-
-
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """The median over the rounds of how much longer `slow` takes."""
-    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
-
-
-def keep(out: str, measured: dict[str, Any]) -> None:
-    """Writes all that was measured, where a file is named."""
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(measured, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""The instruments of the benchmarks: turns, memory, what does not fit, and the table of it all."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from lvdm import bench
+from lvdm.bench import MATMUL, Row, Work
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def test_runs_alternate_and_ratios_are_of_the_same_round():
+    order = []
+    seconds = bench.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 3 and all(len(times) == 3 for times in seconds.values())
+    assert bench.ratio({"a": [4.0, 9.0, 2.0], "b": [2.0, 3.0, 2.0]}, "a", "b") == 2.0
+
+
+def test_the_first_turn_is_not_timed():
+    turns = []
+    rows = bench.time_all({"a": Work(lambda: turns.append(0), flops=6.0, frames=3)}, 4, CPU)
+    assert len(turns) == 5 and len(rows["a"].seconds) == 4  # and one of another process
+    assert (rows["a"].flops, rows["a"].frames, rows["a"].error) == (6.0, 3, "")
+
+
+def test_memory_is_the_most_at_a_time_and_what_is_held():
+    """Whatever is free in this process already, and whatever came before."""
+    held = torch.ones(10 * MIB // 4)
+    del [torch.ones(MIB) for _ in range(100)][:]
+    peaks = {
+        "two": Work(lambda: [torch.ones(50 * MIB // 4) for _ in range(2)]),
+        "one after the other": Work(lambda: [torch.ones(50 * MIB // 4).sum() for _ in range(3)]),
+        "small ones": Work(lambda: [torch.ones(8192) for _ in range(1600)]),
+        "held": Work(lambda: None, held=lambda: [held, held[3:]]),
+    }
+    found = {name: 1024 * row.peak_gib for name, row in bench.time_all(peaks, 1, CPU).items()}
+    assert found == pytest.approx({"two": 100, "one after the other": 50, "small ones": 50, "held": 10}, abs=8)
+
+
+def test_what_the_first_turns_leave_behind_counts():
+    left = []
+    work = Work(lambda: left.append(torch.ones(20 * MIB // 4)), turns=2)
+    assert 1024 * bench.time_all({"a": work}, 1, CPU)["a"].peak_gib == pytest.approx(40, abs=8)
+
+
+def test_a_work_without_memory_says_so_and_the_others_go_on():
+    here = os.getpid()
+
+    def killed() -> None:
+        assert os.getpid() != here, "the child dies in its place"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    works = {"killed": Work(killed), "refused": Work(lambda: torch.empty(2**60)), "fine": Work(lambda: None)}
+    rows = bench.time_all(works, 2, CPU)
+    assert list(rows) == ["killed", "refused", "fine"]
+    assert [row.error for row in rows.values()] == ["out of memory", "out of memory", ""]
+    assert [len(row.seconds) for row in rows.values()] == [0, 0, 2]
+    assert rows["killed"].median is rows["killed"].tflops is rows["killed"].peak_gib is None
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(RuntimeError, match="shape"):
+        bench.time_all({"a": Work(lambda: torch.ones(2).reshape(3))}, 1, CPU)
+
+
+def test_table_of_rows():
+    rows = {
+        (MATMUL, "fp32"): Row([0.5, 1.0, 2.0], flops=4e12),
+        ("encode", "a"): Row([2.0, 4.0, 3.0], flops=6e12, peak_gib=1.5, frames=9),
+        ("encode", "b"): Row([1.0, 8.0, 3.0]),
+        ("encode", "c"): Row([], flops=1.0, error="out of memory"),
+    }
+    beside = {("encode", name): ("encode", "a") for name in "bc"}
+    header, lines = bench.table(["work", "model"], rows, beside)
+    assert header[2:] == ["seconds", "from", "to", "frames/s", "TFLOP/s", "share", "peak GiB", "times"]
+    assert lines == [
+        [MATMUL, "fp32", 1.0, 0.5, 2.0, None, 4.0, 1.0, None, None],
+        ["encode", "a", 3.0, 2.0, 4.0, 3.0, 2.0, 0.5, 1.5, None],
+        ["encode", "b", 3.0, 1.0, 8.0, None, None, None, None, 1.0],
+        ["encode", "c", "out of memory", None, None, None, None, None, None, None],
+    ]
+    text = bench.text(header, lines, 2).splitlines()
+    assert " ".join(text[2].split()) == "encode a 3 2 4 3 2 0.5 1.5 -" and len(text) == 5
+
+
+@dataclass
+class Config:
+    out: str = ""
+
+
+def test_report_is_a_table_json_and_a_page(tmp_path, capsys):
+    rows = {("encode", "a", 9): Row([1.0], peak_gib=0.5, frames=18)}
+    config = Config(str(tmp_path / "new" / "bench.json"))
+    charts = {"encode, GiB": {"a": [(9, 0.5)]}}
+    bench.report(config, "A title", CPU, ["work", "model", "T"], rows, charts=charts, notes=["a note"])
+    assert "A title" in (printed := capsys.readouterr().out) and "a note" in printed
+    kept = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert kept["rows"][0] | {"T": 9, "seconds": [1.0], "frames": 18} == kept["rows"][0]
+    assert kept["config"] == {"out": config.out} and kept["machine"]["torch"] == torch.__version__
+    page = (tmp_path / "new" / "bench.html").read_text()
+    assert "A title" in page and "encode, GiB" in page and "a note" in page
+
+
+def test_product_is_counted():
+    work = bench.product(CPU, "fp32")
+    a, b = work.held()
+    assert work.flops == 2 * a.shape[0] * a.shape[1] * b.shape[1] and work.run().shape == (len(a), b.shape[1])
+
+
+def test_models_are_named_with_their_options():
+    given = ["odvae", "odvae:variant=1:norm=frame", "diffusers:VQModel:block_out_channels=[8,8]", "runs/a"]
+    assert bench.named(given) == {
+        given[0]: ("odvae", {}),
+        given[1]: ("odvae", {"variant": 1, "norm": "frame"}),
+        given[2]: ("diffusers:VQModel", {"block_out_channels": [8, 8]}),
+        given[3]: ("runs/a", {}),
+    }
