@@ -5,21 +5,18 @@ place, and so on. Tokens stay (B, T, N, D) throughout, N = places a frame, D = w
 dit/__init__.py.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dit.attention import attention, check_backend
 from dit.conditioning import Condition, LabelEmbedding
 from dit.embeddings import TimestepEmbedding, grid_table, position_table
 from lvdm.errors import UserError
+from lvdm.recompute import recomputed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Blocks
@@ -34,17 +31,6 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def modulated_linear(linear: nn.Linear, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`linear` of the modulated norm of x."""
     return linear(modulated_norm(x, shift, scale))
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """`function(*inputs)`, its inner activations computed again in the backward pass rather than kept.
-
-    For what is cheap beside the products around it: a norm or an activation in front of a linear layer, whose own
-    product is not repeated. More than half of what a block would keep is of that kind.
-    """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class SelfAttention(nn.Module):

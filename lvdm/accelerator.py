@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lvdm.conv_check import bf16_problem
 from lvdm.errors import UserError
 
 
@@ -56,6 +57,8 @@ def make_accelerator(
         raise UserError(f"cannot start the accelerator (tracker={tracker}, precision={precision}): {error}") from None
     if precision == "fp16" and accelerator.device.type == "cpu":  # where it would silently be fp32
         raise UserError("precision=fp16: needs a GPU; use bf16 or fp32")
+    if precision == "bf16" and (problem := bf16_problem(accelerator.device)):
+        raise UserError(f"precision=bf16: {problem}; install a torch with cuDNN 9.15 or later, or take precision=fp32")
     if tracker != "none" and not accelerator.log_with:  # accelerate leaves out what is not installed
         raise UserError(
             f"tracker={tracker}: not installed; pip install {tracker}, or leave it out: log.jsonl is enough"
@@ -139,9 +142,10 @@ def autocast(accelerator: Any) -> torch.autocast:
 
 
 def native_precision(device: torch.device) -> str:
-    """bf16 where `device` computes in it, else fp32: elsewhere it would be slower."""
+    """bf16 where `device` computes in it, and rightly, else fp32: elsewhere it would be slower."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        able = torch.cuda.is_bf16_supported(including_emulation=False) and not bf16_problem(device)
+        return "bf16" if able else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "demo": Verb("sample.demo", "sample.configs:Demo", "the whole job at a small size, on real clips, with a report"),
     "vae list": Verb("sample.zoo:list_main", "sample.configs:ListVAEs", "the video and image VAEs there are"),
     "vae info": Verb("sample.zoo:info_main", "sample.configs:DescribeVAE", "one VAE, stage by stage: shapes, FLOPs"),
+    "vae card": Verb("sample.measure.card", "sample.configs:Card", "one VAE on a page: quality, latents, speed"),
     "vae init": Verb("train.init", "train.configs:InitVAE", "a video VAE from the weights of an image VAE"),
     "data index": Verb("lvdm.data.look:index_main", "lvdm.data.configs:IndexVideos", "look at every video once"),
     "data check": Verb("lvdm.data.look:check_main", "lvdm.data.configs:CheckVideos", "decode all, name what is broken"),
@@ -43,12 +44,30 @@ VERBS = {
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
     "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
     "interpolate": Verb("sample.interpolate", "sample.configs:Interpolate", "a video at twice its frame rate, by D2"),
-    "bench data": Verb("sample.bench:data_main", "sample.configs:BenchData", "how fast clips are read here"),
-    "bench dit": Verb("sample.bench_dit", "sample.configs:BenchDiT", "a transformer's training step and sampling"),
-    "bench index": Verb("sample.bench:index_main", "sample.configs:BenchIndex", "what an index costs beside probing"),
-    "bench latents": Verb("sample.bench:latents_main", "sample.configs:BenchLatents", "whether latents come in time"),
-    "evaluate": Verb("sample.evaluate", "sample.configs:Evaluate", "PSNR, SSIM, LPIPS and FVD, with their protocols"),
-    "reproduce": Verb("sample.reproduce", "sample.configs:Reproduce", "a table of a paper once more, at three scales"),
+    "bench vae": Verb("sample.bench.vae", "sample.configs:BenchVAE", "VAEs: time and memory, whole and as streams"),
+    "bench refine": Verb("sample.bench.vae:refine_main", "sample.configs:BenchRefine", "D2 beside D1: time and memory"),
+    "bench train-vae": Verb("train.bench", "train.configs:BenchTrainVAE", "a VAE's training step: time and memory"),
+    "bench data": Verb("sample.bench.data:data_main", "sample.configs:BenchData", "how fast clips are read here"),
+    "bench dit": Verb("sample.bench.dit", "sample.configs:BenchDiT", "a transformer's training step and sampling"),
+    "bench sample": Verb("sample.bench.sampling", "sample.configs:BenchSample", "videos a minute: sampling, D1, D2"),
+    "bench index": Verb("sample.bench.data:index_main", "sample.configs:BenchIndex", "an index beside bare probing"),
+    "bench latents": Verb("sample.bench.data:latents_main", "sample.configs:BenchLatents", "do latents come in time"),
+    "evaluate reconstruction": Verb(
+        "sample.measure.evaluate:reconstruction_main",
+        "sample.configs:EvaluateReconstruction",
+        "a VAE's frames, rFVD",
+    ),
+    "evaluate refinement": Verb(
+        "sample.measure.evaluate:refinement_main", "sample.configs:EvaluateRefinement", "D2's frames, seen and unseen"
+    ),
+    "evaluate generation": Verb(
+        "sample.measure.evaluate:generation_main",
+        "sample.configs:EvaluateGeneration",
+        "FVD, KVD, IS and FID",
+    ),
+    "fvd doctor": Verb("sample.measure.doctor", "sample.configs:Doctor", "what moves your FVD, and by how much"),
+    "compare": Verb("sample.measure.compare", "sample.configs:Compare", "VAEs or generators, side by side"),
+    "reproduce": Verb("sample.tables.reproduce", "sample.configs:Reproduce", "a table of a paper once more"),
 }
 
 
@@ -144,7 +163,8 @@ def _verb(argv: list[str]) -> tuple[str, list[str]]:
     groups = [name for name in VERBS if name.startswith(f"{argv[0]} ")]
     if groups:
         raise UserError(f"lvdm {argv[0]}: expected one of {', '.join(name.split()[1] for name in groups)} after it")
-    raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], VERBS)}; known: {', '.join(VERBS)}")
+    first = dict.fromkeys(name.split()[0] for name in VERBS)
+    raise UserError(f"unknown verb {argv[0]!r}{nearest(argv[0], first)}; known: {', '.join(VERBS)}")
 
 
 def pipeline() -> Any:

@@ -172,6 +172,7 @@ def to_yaml(config: Any) -> str:
 def usage(cls: type, verb: str) -> str:
     """The `--help` of a program, from its dataclass: one entry a key with type, default and the field's docstring."""
     positionals = " ".join(name.upper() for name in getattr(cls, "positionals", ()))
+    positionals += " ..." if _takes_several(cls) else ""
     keys = "[--config FILE] [key=value ...] [--dry-run]" if _fields(cls) else ""
     lines = [" ".join(f"usage: {verb} {positionals} {keys}".split()), "", textwrap.dedent(inspect.getdoc(cls) or "")]
     if keys:
@@ -238,12 +239,20 @@ def _set_last(overrides: dict[str, str], key: str, value: str) -> None:
     overrides[key] = value
 
 
-def _bind_positionals(cls: type, words: list[str]) -> dict[str, str]:
+def _bind_positionals(cls: type, words: list[str]) -> dict[str, Any]:
+    """Words to the config's `positionals` in their order; a last one that is a list takes all that are left."""
     names = getattr(cls, "positionals", ())
+    if len(words) >= len(names) and _takes_several(cls):
+        words = [*words[: len(names) - 1], words[len(names) - 1 :]]
     if len(words) > len(names):
         takes = " ".join(name.upper() for name in names) or "no positional arguments"
         raise UserError(f"unexpected argument {words[len(names)]!r}: this command takes {takes}, then key=value")
     return dict(zip(names, words, strict=False))
+
+
+def _takes_several(cls: type) -> bool:
+    names = getattr(cls, "positionals", ())
+    return bool(names) and typing.get_origin(_field_type(cls, names[-1])) is list
 
 
 def _field_type(cls: Any, key: str) -> Any:

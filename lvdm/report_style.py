@@ -52,6 +52,7 @@ figure { margin: 0; }
 figcaption { margin-top: .75rem; font-size: .875rem; line-height: 1.5; color: var(--soft); max-width: 48rem; }
 figcaption p { margin: 0 0 .25rem; max-width: none; }
 .players:focus-visible { outline-offset: 10px; }
+.players[id] { scroll-margin-top: 1.5rem; }
 .scroll { overflow-x: auto; }
 
 .warning { border-left: 3px solid var(--warn); background: var(--warn-paper); padding: .8rem 1.1rem; border-radius:
@@ -112,6 +113,15 @@ video, img { display: block; width: 100%; height: auto; max-height: 26rem; objec
 .legend .value { font-variant-numeric: tabular-nums; color: var(--soft); margin-left: .15rem; }
 .legend small, .at { color: var(--soft); }
 .at { float: right; font-weight: 400; font-size: .8rem; line-height: 1.66; font-variant-numeric: tabular-nums; }
+.scatter { max-width: 38rem; }
+.scatter .equal { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 5 4; }
+.scatter circle { fill: var(--c); fill-opacity: .75; stroke: var(--paper); stroke-width: 1; }
+.scatter a:hover circle, .scatter a:focus-visible circle { fill-opacity: 1; stroke: var(--ink); stroke-width: 2; }
+.scatter .at { display: block; float: none; min-height: 1.66em; overflow-wrap: anywhere; }
+.scatter h4 { margin: .5rem 0 .25rem; font-size: .875rem; }
+.scatter .legend i { width: .65rem; height: .65rem; border-radius: 50%; vertical-align: 0; }
+.scatter select { font: inherit; font-size: .875rem; color: inherit; background: var(--panel); border: 1px solid
+  var(--rule); border-radius: 6px; padding: .2rem .5rem; margin-bottom: .5rem; }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
 .c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .c6 { --c: var(--c6); } .c7 { --c: var(--c7); }
 
@@ -312,7 +322,25 @@ function readable(figure) {
   });
 }
 
+// Of the views of a scatter one at a time; the dot under the pointer or in focus says what it is.
+function choosable(figure) {
+  const views = [...figure.querySelectorAll(".view")], at = figure.querySelector(".at");
+  const choose = name => views.forEach(view => { view.hidden = view.dataset.name !== name; });
+  const say = ({target}) => { at.textContent = target.closest("circle, a")?.querySelector("title").textContent ?? ""; };
+  figure.addEventListener("pointerover", say);
+  figure.addEventListener("focusin", say);
+  for (const heading of figure.querySelectorAll("h4")) heading.hidden = true;
+  if (views.length < 2) return;
+  const select = document.createElement("select");
+  select.setAttribute("aria-label", "Metric");
+  select.append(...views.map(view => new Option(view.dataset.name)));
+  select.addEventListener("change", () => choose(select.value));
+  views[0].before(select);
+  choose(select.value);
+}
+
 document.querySelectorAll(".players").forEach(players);
 document.querySelectorAll("table").forEach(sortable);
-document.querySelectorAll(".chart").forEach(readable);
+document.querySelectorAll(".chart:not(.scatter)").forEach(readable);
+document.querySelectorAll(".scatter").forEach(choosable);
 """

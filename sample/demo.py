@@ -14,6 +14,7 @@ from sample.configs import Demo
 from sample.plan import Plan
 
 HOLDOUT, SIZE, FRAMES = 0.2, 64, 17
+BEST = {"PSNR (dB)": "max", "SSIM": "max", "LPIPS": "min", "flicker": "min"}
 FULL_NOTE = (
     "A demonstration of the machinery, not of quality: a VAE of an eighth of the full width saw a handful of clips for "
     "two minutes. Pictures are blurred, motion is coarse, D2's middle frames need not beat a linear blend, and samples "
@@ -68,7 +69,7 @@ def check(videos: str, config: Demo) -> None:
     for split in ("train", "val"):
         Clips(index, ClipPolicy(FRAMES, 1, SIZE, split=split, holdout=HOLDOUT), seed=config.seed)
     RunFolder(config.out, config).bind(videos=index.hash())
-    for name in weights.SOURCES:
+    for name in ("i3d", "lpips-alex", "lpips-vgg"):
         weights.load(name)
 
 
@@ -81,7 +82,7 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
     from lvdm.data.index import open_index
     from lvdm.metrics.protocol import Protocol
     from lvdm.report import Page
-    from sample.evaluate import read_results
+    from sample.measure.evaluate import read_results
 
     out = Path(config.out)
     folder = out / "report"
@@ -109,7 +110,7 @@ def report(config: Demo, videos: str, plan: Plan) -> Path:
     page.section("Metrics", "Each table carries the protocol of its numbers.")
     for name in ("reconstruction", "refinement", "generation"):
         for table in read_results(out / "metrics" / name):
-            best = {"PSNR (dB)": "max", "SSIM": "max", "LPIPS": "min"} if "SSIM" in table.header else {}
+            best = {name: how for name, how in BEST.items() if name in table.header}
             page.table(table.header, table.rows, table.title, Protocol(**table.protocol).describe(), table.note, best)
     page.section("Training", "Loss against samples seen.")
     for name, title, keys in (

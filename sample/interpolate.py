@@ -23,8 +23,8 @@ from lvdm.media import to_uint8, write_mp4
 from lvdm.metrics.lpips import LPIPS
 from lvdm.progress import bar
 from sample.configs import Interpolate
+from sample.measure.scores import score
 from sample.reconstruct import output, reconstruct
-from sample.scores import score
 from vae.base import VideoVAE
 
 T = TypeVar("T")

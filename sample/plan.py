@@ -9,6 +9,7 @@ import json
 import shlex
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Step:
 
     def resolve(self) -> Any:
         """The step's validated config."""
-        return configs.load(self.config_class(), self.config or None, self.set)
+        return _loaded(self.config_class(), self.config, json.dumps(self.set))
 
     def finished(self) -> bool:
         """Whether its run folder says so, for this very config; a folder of another config is a UserError later.
@@ -69,7 +70,13 @@ class Step:
 
     def run(self) -> None:
         """Runs the program in this process."""
-        importlib.import_module(VERBS[self.verb].program).run(self.resolve())
+        importlib.import_module(VERBS[self.verb].program.partition(":")[0]).run(self.resolve())
+
+
+@cache
+def _loaded(cls: type, recipe: str, keys: str) -> Any:
+    """A config, read once: a plan asks for it to reckon, to look what is finished, and to run."""
+    return configs.load(cls, recipe or None, json.loads(keys))
 
 
 @dataclass

@@ -15,6 +15,7 @@ import vae
 from lvdm.cli import program
 from lvdm.cost import parameters
 from lvdm.errors import UserError
+from lvdm.text import aligned
 from sample.configs import DescribeVAE, ListVAEs
 from vae.adapter import CLASSES
 from vae.base import VideoVAE
@@ -64,19 +65,24 @@ def describe(config: DescribeVAE) -> str:
 
 
 def on_meta(name: str, options: dict[str, Any]) -> VideoVAE:
-    """The model that `name` builds or, of a run, folder, file or hub id, loads, without its numbers."""
-    if name not in vae.names() and _is_a_place(name.rpartition(":")[2]):
+    """`made`, without its numbers."""
+    with torch.device("meta"):
+        return made(name, options).eval().to("meta")  # a few parameters are made on the CPU whatever the context
+
+
+def made(name: str, options: dict[str, Any]) -> VideoVAE:
+    """The model that `name` builds or, of a run, folder, file or hub id, loads; UserError for what it does not take."""
+    if name in vae.TRAINED_BY or (name not in vae.names() and _is_a_place(name.rpartition(":")[2])):
         if options:
             raise UserError(f"model_args: {name} is trained and has its options; they go with a name in the registry")
-        return vae.load(name).to("meta")
+        with torch.device("cpu"):
+            return vae.load(name)
     try:
-        with torch.device("meta"):
-            model = vae.build(name, **options)
+        return vae.build(name, **options)
     except TypeError as error:
         if "required" not in str(error):
             raise
         raise UserError(f"{name} has no size of its own, give model_args: {error}") from None
-    return model.eval().to("meta")  # a few parameters are made on the CPU whatever the context
 
 
 def _is_a_place(spec: str) -> bool:
@@ -258,15 +264,6 @@ def by(shape: Iterable[int]) -> str:
 def numbers(values: Sequence[float]) -> str:
     """One number where all channels have the same."""
     return " ".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))
-
-
-def aligned(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Rows of text in columns, two spaces apart; those numbered in `right` end at the right."""
-    columns = []
-    for i, column in enumerate(zip(*rows, strict=True)):
-        width = max(map(len, column))
-        columns.append([cell.rjust(width) if i in right else cell.ljust(width) for cell in column])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from lvdm import cli, weights
 from lvdm import config as configs
 from lvdm.data.reader import probe
 from lvdm.media import write_mp4
-from sample import evaluate, zoo
-from sample.evaluate import read_results
+from sample import zoo
+from sample.measure import evaluate
+from sample.measure.evaluate import read_results
 from vae.checkpoints import official
 
 ROOT = Path(__file__).parents[1]
@@ -201,9 +202,6 @@ class Brightness:
 
     name, weights_sha256, resize, dim, min_frames = "brightness", "0" * 64, "as it is", 1, 1
 
-    def __init__(self, device):
-        pass
-
     def __call__(self, video):
         return video.mean((1, 2, 3, 4))[:, None]
 
@@ -224,7 +222,7 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("LVDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    monkeypatch.setattr(evaluate, "make_extractor", lambda name, device, weights: Brightness())
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from train.adversary import Adversary
 from train.budget import step_costs
 from train.configs import BenchTrainVAE, ClipPhase, TrainVAE
 from train.loop import Descent, LossGuard, adam, set_rate
-from train.vae import check_model, compile_blocks, frame_terms, latent_terms, posterior_noise, total
+from train.vae import check_model, frame_terms, latent_terms, posterior_noise, total
 from vae.losses import Rendered
 
 HEAD = ("losses", "activations", "model")
@@ -72,7 +72,7 @@ class Learner:
         kind = config.phases[0]
         self.flops = step_costs(config, self.model, self.model)[kind.frames, kind.size].passes() * kind.batch
         if compile:
-            compile_blocks(self.model)
+            self.model.compile_repeated_blocks()
         self.ema = EMA(self.model.to(accelerator.device).train(), config.ema)
         self.renderer, self.optimizer = accelerator.prepare(self.model, adam(self.model.parameters(), config))
         set_rate(self.optimizer, kind.lr)

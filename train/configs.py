@@ -384,6 +384,47 @@ class TrainRefine(Rendering, Validating, Training, Videos):
         at_least(self, middle_weight=0.0)
 
 
+@dataclass
+class BenchTrainVAE:
+    """Time and memory of a training step of a VAE: forward and backward pass, optimizer, average, on random clips."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: str = "univae"
+    """Name in the registry: any continuous one of lvdm vae list, or diffusers:CLASS."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, e.g. model_args.width=32."""
+    against: list[str] = field(default_factory=list)
+    """Other models, each as in model, its options behind colons: against=odvae,odvae:variant=1:width=32."""
+    losses: list[str] = field(default_factory=lambda: ["l1", "recipe"])
+    """l1: L1 alone. recipe: L1, LPIPS, KL and the adversary, as lvdm train vae has them."""
+    checkpointing: bool = True
+    """Measure steps with gradient checkpointing, too."""
+    batch: int = 1
+    """Clips a step."""
+    frames: int = 0
+    """Frames a clip; 0 takes 25 on a GPU and 9 on a CPU."""
+    size: int = 0
+    """Height and width; 0 takes 256 on a GPU and 64 on a CPU."""
+    precision: str = "auto"
+    """Autocast: fp32, bf16, fp16, or auto, bf16 where the device computes in it and else fp32."""
+    compile: bool = False
+    """Compile the residual blocks."""
+    rounds: int = 5
+    """Rounds; all are measured in each, in turn."""
+    out: str = ""
+    """JSON file for all that was measured; a page goes beside it, NAME.html."""
+
+    def __post_init__(self) -> None:
+        choice(self, "precision", ("auto", *PRECISIONS))
+        at_least(self, batch=1, frames=0, size=0, rounds=1)
+        for losses in self.losses:
+            if losses not in ("l1", "recipe"):
+                raise UserError(f"losses={losses}: expected l1, recipe or both")
+        if not self.losses:
+            raise UserError("losses: expected l1, recipe or both")
+
+
 OF_STORES = ("per_video", "split", "holdout", "flip", "dtype", "shard_size", "fps", "short", "across_cuts", "subset")
 
 

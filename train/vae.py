@@ -43,7 +43,6 @@ from train.validation import Validation
 from vae import losses
 from vae.alignment import Alignment, Identity
 from vae.base import VideoVAE
-from vae.blocks import ResBlock
 from vae.losses import Rendered, Term
 
 
@@ -89,7 +88,7 @@ def fit(
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
-        compile_blocks(model)
+        model.compile_repeated_blocks()
     # Before a bf16 engine rounds the weights
     ema, timer, guard = EMA(model.to(device), config.ema), Timer(), LossGuard(config, folder, accelerator)
     meter = Meter(accelerator)
@@ -267,16 +266,6 @@ def build_model(config: TrainVAE) -> VideoVAE:
         weights = {k: v for k, v in start.state_dict().items() if not k.startswith("refiner.")}
         load_weights(model, weights, f"init={config.init}")
     return model
-
-
-def compile_blocks(model: VideoVAE) -> None:
-    """Compiles the residual blocks, in place, once for each shape: a kernel for all shapes fails on their norms."""
-    blocks = [module for module in model.modules() if isinstance(module, ResBlock)]
-    if not blocks:
-        raise UserError(f"compile=true: {model.title} has no blocks to compile; leave it out")
-    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
-    for block in blocks:
-        block.compile(dynamic=False)
 
 
 def check_model(config: TrainVAE | TrainRefine, model: VideoVAE, rate: int = 1) -> None:

@@ -4,7 +4,10 @@ Videos are (B, 3, T, H, W) floats in [-1, 1], latents (B, z, t, h, w). A 4-D inp
 and gives 4-D back, which is how diffusers' own video pipelines call an image VAE frame by frame.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,9 +19,11 @@ from torch import Tensor, nn
 
 from lvdm.errors import UserError
 from lvdm.latents import weights_hash
+from vae import memory
 from vae.blocks import StreamState
 from vae.spec import VAESpec
-from vae.tiling import Tiling, tiled
+from vae.streams import Stage, Stream
+from vae.tiling import Tiling, reach, tiled
 
 
 class Posterior(DiagonalGaussianDistribution):
@@ -34,6 +39,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
     """Base of the video autoencoders. A subclass gives `spec`, `_moments`, `_frames` and, if it refines, `_refined`."""
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["ResBlock"]  # noqa: RUF012
     _tiling: Tiling | None = None
     _slicing = False
 
@@ -71,6 +77,15 @@ class VideoVAE(ModelMixin, ConfigMixin):
     def to(self, *args: Any, **kwargs: Any) -> "VideoVAE":
         """As of any module. (The one of diffusers warns, at each dtype, of modules kept in float32, even of none.)"""
         return nn.Module.to(self, *args, **kwargs)
+
+    def compile_repeated_blocks(self, **options: Any) -> None:
+        """Compiles the residual blocks, in place, once for each shape: a kernel for all shapes fails on their norms.
+        `options` are those of torch.compile. UserError for a model of other blocks."""
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+        try:
+            super().compile_repeated_blocks(**{"dynamic": False, **options})
+        except ValueError:
+            raise UserError(f"compile=true: {self.title} has no blocks to compile; leave it out") from None
 
     @property
     def title(self) -> str:
@@ -190,33 +205,39 @@ class VideoVAE(ModelMixin, ConfigMixin):
     # ---- streams -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int = 8) -> Iterator[Posterior]:
+    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int | None = None) -> Iterator[Posterior]:
         """Posteriors of an endless video: `chunks` are (B, 3, t, H, W) of any t >= 1, in order.
 
-        Works on at most about `chunk_frames` frames at a time, so memory does not grow with the video. Equals `encode`
-        of the whole where the model streams exactly; the others need `enable_tiling(frames=...)`, see `streams`.
-        The tail is right-replicated to the frame rule.
+        Every level of the encoder works on at most about `chunk_frames` frames of the video at a time, by default as
+        many as pay and fit into free memory (a UserError where not even one does). So memory does not grow with the
+        video. Equals `encode` of the whole where the model streams exactly; the others need
+        `enable_tiling(frames=...)`, see `streams`. The tail is right-replicated to the frame rule.
         """
-        self._require_stream("stream_encode", chunk_frames=chunk_frames)
+        self._require_stream("stream_encode", chunk_frames)
         checked = (self._checked(x, 3, "stream_encode", "chunks (B, 3, t, H, W)", images=False) for x in chunks)
         for moments in self._moment_stream(checked, chunk_frames):
             yield Posterior(moments)
 
     @torch.no_grad()
     def stream_decode(
-        self, chunks: Iterable[Tensor], refine: bool = False, num_frames: int | None = None, chunk_latents: int = 2
+        self,
+        chunks: Iterable[Tensor],
+        refine: bool = False,
+        num_frames: int | None = None,
+        chunk_frames: int | None = None,
     ) -> Iterator[Tensor]:
         """Frames (B, 3, t, H, W) of latents that arrive as (B, z, t, h, w) of any t >= 1; `refine` renders 2T - 1.
 
-        At most `chunk_latents` latents are decoded at a time. `num_frames` trims the total, in rendered frames.
+        `chunk_frames`, counted in rendered frames, is as in `stream_encode`; at 1 the largest pictures are drawn one by
+        one. `num_frames` trims the total, in rendered frames.
         """
-        self._require_stream("stream_decode", chunk_latents=chunk_latents)
+        self._require_stream("stream_decode", chunk_frames)
         if refine:
             self._require_refiner()
         z, left = self.spec.latent_channels, num_frames
         expected = f"chunks of latents (B, {z}, t, h, w)"
         checked = (self._checked(x, z, "stream_decode", expected, images=False) for x in chunks)
-        for frames in self._frame_stream(checked, refine, chunk_latents):
+        for frames in self._frame_stream(checked, "refine" if refine else "decode", chunk_frames):
             if left is not None:
                 frames, left = frames[:, :, :left], left - frames.shape[2]
             if frames.shape[2]:
@@ -229,61 +250,110 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Whether `stream_encode` and `stream_decode` work: exactly, or in the runs of `enable_tiling`."""
         return self.spec.exact_streaming or bool(self._tiling and self._tiling.frames)
 
-    def _require_stream(self, name: str, **at_a_time: int) -> None:
-        for key, count in at_a_time.items():
-            if count < 1:
-                raise UserError(f"{name}: {key}={count}: expected at least 1")
+    def _require_stream(self, name: str, chunk_frames: int | None) -> None:
+        if chunk_frames is not None and chunk_frames < 1:
+            raise UserError(f"{name}: chunk_frames={chunk_frames}: expected at least 1, or None for what fits")
         if not self.streams:
             raise UserError(
                 f"{name}: this {self.title} does not stream exactly ({self.spec.inexact}); use encode / decode"
                 ", with enable_tiling(frames=17) for long clips"
             )
 
-    def _moment_stream(self, chunks: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
-        """Moments of exact chunks, or of runs of frames that share their first frame with the run before."""
+    def _stages(self, work: str) -> list[Stage]:
+        """The parts that a stream goes through to "encode", "decode" or "refine", where the model streams exactly. A
+        model that has several goes through each in its own pieces, which takes less memory."""
         spec = self.spec
-        f, first, exact = spec.time_factor, spec.first_frames, spec.exact_streaming
-        run = chunk_frames if exact else self._tiling.frames - 1
-        state, last = StreamState() if exact else None, None
-        for piece in _regroup(chunks, f, max(1, run // f), first=first % f):
+        if work == "encode":
+            return [Stage(self._moments, 1, spec.time_factor, spec.first_frames % spec.time_factor)]
+        run, times = (self._refined, 2) if work == "refine" else (self._frames, 1)
+        return [Stage(run, times * spec.time_factor)]
+
+    def _moment_stream(self, chunks: Iterable[Tensor], chunk_frames: int | None) -> Iterator[Tensor]:
+        """Moments, where the tail repeats its last frame until a latent is full."""
+        spec = self.spec
+        f, first, last = spec.time_factor, spec.first_frames, None
+        filled = _filled(chunks, f, first % f)
+        if spec.exact_streaming:
+            yield from self._exact_stream("encode", filled, chunk_frames)
+            return
+        run = f * max(1, (self._tiling.frames - 1) // f)
+        for piece in _regroup(filled, run, run + first % f):
             spec.check_size(*piece.shape[-2:])
-            started = last is not None
-            short = -(piece.shape[2] - (0 if started else first % f)) % f
-            piece = _right_replicate(piece, piece.shape[2] + short)
-            if exact or first > 1 or not started:
-                yield self._tiled_moments(piece, state)
-            else:
+            if first > 1 or last is None:
+                yield self._tiled_moments(piece)
+            else:  # a run shares its first frame with the run before
                 yield self._tiled_moments(torch.cat([last, piece], 2))[:, :, 1:]
             last = piece[:, :, -1:].clone()
-            if exact:
-                state.start()
 
-    def _frame_stream(self, chunks: Iterable[Tensor], refine: bool, chunk_latents: int) -> Iterator[Tensor]:
-        """Frames of exact chunks of latents, or of runs that share their first latent with the run before."""
+    def _frame_stream(self, chunks: Iterable[Tensor], work: str, chunk_frames: int | None) -> Iterator[Tensor]:
+        """Frames of latents."""
         spec = self.spec
-        exact, alone = spec.exact_streaming, spec.first_frames > 1
-        run = chunk_latents if exact else max(1, (self._tiling.frames - 1) // spec.time_factor)
-        state, last = StreamState() if exact else None, None
-        for piece in _regroup(chunks, 1, run, first=0 if exact or alone else 1):
-            if exact or alone or last is None:
-                yield self._tiled_frames(piece, state, refine)
-            else:
-                yield self._tiled_frames(torch.cat([last, piece], 2), None, refine)[:, :, 1:]
+        if spec.exact_streaming:
+            yield from self._exact_stream(work, chunks, chunk_frames)
+            return
+        alone, last = spec.first_frames > 1, None
+        run = max(1, (self._tiling.frames - 1) // spec.time_factor)
+        for piece in _regroup(chunks, run, run if alone else run + 1):
+            if alone or last is None:
+                yield self._tiled_frames(piece, work)
+            else:  # a run shares its first latent with the run before
+                yield self._tiled_frames(torch.cat([last, piece], 2), work)[:, :, 1:]
             last = piece[:, :, -1:].clone()
-            if exact:
-                state.start()
+
+    def _exact_stream(self, work: str, chunks: Iterable[Tensor], chunk_frames: int | None) -> Iterator[Tensor]:
+        """What the stages of `work` make of the chunks; in tiles, if enabled, each of which is a stream of its own."""
+        chunks = iter(chunks)
+        if (head := next(chunks, None)) is None:
+            return
+        encode, factor = work == "encode", self.spec.time_factor
+        if encode:
+            self.spec.check_size(*head.shape[-2:])
+        most = chunk_frames or memory.chunk_frames(self, work, head)
+        if self._tiling and self._tiling.frames:
+            most = min(most, self._tiling.frames)
+        if head.device.type == "cpu":
+            memory.return_freed_memory()
+        chunks, stages = chain([head], chunks), self._stages(work)
+        del head
+        streams: dict[object, Stream] = defaultdict(lambda: Stream(stages, most))
+        step, first = (factor, self.spec.first_frames % factor) if encode else (1, 0)
+        length = step * max(1, most // factor)
+        for piece in _regroup(chunks, length, length - step + (first or step)):  # as short as every tile gives frames
+            if self._tiling and self._tiling.size:
+                unit = self.spec.space_factor if encode else 1
+                yield self._tiled(lambda part, tile: torch.cat(list(streams[tile].push(part)), 2), piece, unit)
+            else:
+                yield from streams[None].push(piece)
 
     # ---- tiles and slices --------------------------------------------------------------------------------------------
 
     def enable_tiling(self, size: int = 256, overlap: float = 0.25, frames: int = 17) -> None:
         """Cuts what is larger than memory: tiles of `size` pixels, blended linearly over `overlap` of a tile, and runs
-        of about `frames` frames. 0 keeps frames, or clips, whole. UserError where the numbers do not fit the model.
+        of about `frames` frames. 0 keeps frames, or clips, whole. UserError where the numbers do not fit the model, or
+        a tile is smaller than `least_tile`.
 
         Tiles in space are an approximation: each sees its own pixels only. Runs in time are exact where the model
         streams exactly; the others repeat the last frame of a run as the first of the next and drop it (as OD-VAE and
         CV-VAE do), or, where the first frame is no image, run independently.
         """
-        self._tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
+        tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
+        if 0 < size < self.least_tile:
+            raise UserError(
+                f"tile size={size}: a pixel of this {self.title} sees {self.reach} to each side through its"
+                f" convolutions; at least {self.least_tile}, or 0 for none"
+            )
+        self._tiling = tiling
+
+    @cached_property
+    def reach(self) -> int:
+        """Pixels that a pixel sees to each side, see `tiling.reach`."""
+        return reach(self)
+
+    @property
+    def least_tile(self) -> int:
+        """Pixels of the smallest tile that `enable_tiling` takes: of latents, the next number that has the `reach`."""
+        factor = self.spec.space_factor
+        return max(1, -(-self.reach // factor)) * factor
 
     def disable_tiling(self) -> None:
         """Whole frames and whole clips again."""
@@ -303,7 +373,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         latents = self._checked(z, channels, what, f"latents (B, {channels}, t, h, w) or (B, {channels}, h, w)")
         if num_frames is not None and num_frames < 1:
             raise UserError(f"num_frames={num_frames}: expected at least 1, or None for all")
-        video = self._sliced(lambda part: self._whole_frames(part, refine), latents)
+        video = self._sliced(lambda part: self._whole_frames(part, what), latents)
         video = self._trim(video, 1).squeeze(2) if z.ndim == 4 else self._trim(video, num_frames)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
@@ -311,29 +381,29 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return torch.cat([run(part) for part in x.split(1)]) if self._slicing and len(x) > 1 else run(x)
 
     def _whole_moments(self, x: Tensor) -> Tensor:
-        if self._tiling and 0 < self._tiling.frames < x.shape[2]:
-            return torch.cat(list(self._moment_stream([x], self._tiling.frames - 1)), 2)
+        if self._in_pieces("encode", x, x.shape[2]):
+            return torch.cat(list(self._moment_stream([x], None)), 2)
         return self._tiled_moments(x)
 
-    def _whole_frames(self, z: Tensor, refine: bool) -> Tensor:
-        if self._tiling and 0 < self._tiling.frames < self.spec.frames(z.shape[2]):
-            latents = max(1, (self._tiling.frames - 1) // self.spec.time_factor)
-            return torch.cat(list(self._frame_stream([z], refine, latents)), 2)
-        return self._tiled_frames(z, None, refine)
+    def _whole_frames(self, z: Tensor, work: str) -> Tensor:
+        if self._in_pieces(work, z, self.spec.frames(z.shape[2])):
+            return torch.cat(list(self._frame_stream([z], work, None)), 2)
+        return self._tiled_frames(z, work)
 
-    def _tiled_moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        def run(piece: Tensor, tile: Any) -> Tensor:
-            return self._moments(piece, None if state is None else state.of(tile))
+    def _in_pieces(self, work: str, x: Tensor, frames: int) -> bool:
+        """Whether a clip is longer than the runs that were asked for, or, of an exact model, larger than memory."""
+        if self._tiling and 0 < self._tiling.frames < frames:
+            return True
+        return self.spec.exact_streaming and not torch.is_grad_enabled() and not memory.fits(self, work, x)
 
-        return self._tiled(run, x, self.spec.space_factor)
+    def _tiled_moments(self, x: Tensor) -> Tensor:
+        return self._tiled(lambda piece, _: self._moments(piece), x, self.spec.space_factor)
 
-    def _tiled_frames(self, z: Tensor, state: StreamState | None, refine: bool) -> Tensor:
-        def run(piece: Tensor, tile: Any) -> Tensor:
-            return (self._refined if refine else self._frames)(piece, None if state is None else state.of(tile))
+    def _tiled_frames(self, z: Tensor, work: str) -> Tensor:
+        run = self._refined if work == "refine" else self._frames
+        return self._tiled(lambda piece, _: run(piece), z, 1)
 
-        return self._tiled(run, z, 1)
-
-    def _tiled(self, run: Any, x: Tensor, unit: int) -> Tensor:
+    def _tiled(self, run: Callable[[Tensor, object], Tensor], x: Tensor, unit: int) -> Tensor:
         if not self._tiling or not self._tiling.size:
             return run(x, None)
         return tiled(run, x, self._tiling.size // self.spec.space_factor, self._tiling.overlap, unit)
@@ -344,16 +414,29 @@ def _right_replicate(x: Tensor, frames: int) -> Tensor:
     return torch.cat([x, x[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2) if missing else x
 
 
-def _regroup(chunks: Iterable[Tensor], step: int, most: int, first: int) -> Iterator[Tensor]:
-    """Cuts a stream into pieces of `most` steps along time, `first` extra frames in the first, a shorter tail last."""
-    buffer: Tensor | None = None
-    extra = first
+def _filled(chunks: Iterable[Tensor], step: int, first: int) -> Iterator[Tensor]:
+    """The stream, whose last frame is repeated until its length is `first` and a multiple of `step`."""
+    length, last = 0, None
     for chunk in chunks:
-        buffer = chunk if buffer is None else torch.cat([buffer, chunk], 2)
-        while buffer.shape[2] >= extra + step * most:
-            piece, buffer = buffer.split([extra + step * most, buffer.shape[2] - extra - step * most], 2)
-            extra = 0
+        length += chunk.shape[2]
+        last = chunk[:, :, -1:].clone()
+        yield chunk
+    missing = (first - length) % step
+    if length and missing:
+        yield last.expand(-1, -1, missing, -1, -1)
+
+
+def _regroup(chunks: Iterable[Tensor], length: int, begin: int) -> Iterator[Tensor]:
+    """A stream in pieces of `length` frames, the first one of `begin`, the last one of what is left."""
+    waiting: Tensor | None = None
+    wanted = begin
+    for chunk in chunks:
+        waiting = chunk if waiting is None else torch.cat([waiting, chunk], 2)
+        del chunk
+        while waiting.shape[2] >= wanted:
+            piece, waiting = waiting.tensor_split([wanted], 2)
+            wanted = length
             yield piece
-        buffer = buffer.clone()  # let go of the chunk it was a view of
-    if buffer is not None and buffer.shape[2]:
-        yield buffer
+        waiting = waiting.clone()  # let go of the chunk it was a view of
+    if waiting is not None and waiting.shape[2]:
+        yield waiting

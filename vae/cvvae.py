@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from vae.base import VideoVAE
-from vae.blocks import CUBE, CausalConv3d, CentredConv3d, FrameAttention, Norm, StreamState
+from vae.blocks import CUBE, CausalConv3d, CentredConv3d, FrameAttention, Norm, StreamState, interleaved, repeated
 from vae.options import check_counts, check_mult
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
@@ -87,10 +87,8 @@ class ChannelUpsample(nn.Module):
         self.conv = CentredConv3d(channels, time * channels, CUBE, replicate=True)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        h = self.conv(F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"), state)
-        if self.time == 1:
-            return h
-        return h.unflatten(1, (self.time, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)[:, :, 1:]
+        h = self.conv(repeated(x, 1, 2), state)
+        return h if self.time == 1 else interleaved(*h.chunk(self.time, 1))[:, :, 1:]
 
 
 class SpaceTimeAttention(FrameAttention):

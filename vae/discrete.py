@@ -70,12 +70,16 @@ class DiscreteVAE(VideoVAE):
         """A UserError: training a codebook is no part of this framework."""
         self.require_posterior("training")
 
-    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int = 8) -> None:
+    def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int | None = None) -> None:
         """A UserError: there is no posterior."""
         self.require_posterior("stream_encode")
 
     def stream_decode(
-        self, chunks: Iterable[Tensor], refine: bool = False, num_frames: int | None = None, chunk_latents: int = 2
+        self,
+        chunks: Iterable[Tensor],
+        refine: bool = False,
+        num_frames: int | None = None,
+        chunk_frames: int | None = None,
     ) -> None:
         """A UserError: streams are of continuous latents."""
         self.require_posterior("stream_decode")

@@ -1,9 +1,10 @@
 """The adversaries of VAE training: patch discriminators, over space and time or over each frame alone."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae.blocks import batch_to_frames, frames_to_batch, norm_groups
+from vae.blocks import Norm, batch_to_frames, frames_to_batch
 
 STRIDES = ((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1))
 
@@ -31,12 +32,14 @@ class PatchGAN(nn.Module):
             out = width * 2**i
             self.convs.append(conv(channels, out, kernel, stride[-dims:], 1, bias=i == 0))
             if i:
-                self.norms.append(batch_norm(out) if norm == "batch" else nn.GroupNorm(norm_groups(out), out))
+                self.norms.append(batch_norm(out) if norm == "batch" else Norm(out, "clip", eps=1e-5))
             channels = out
         self.out = conv(channels, 1, kernel, 1, 1)
         self.apply(_init)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:  # one layout for what is real and what a decoder drew
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.dims == 2:
             return batch_to_frames(self._logits(frames_to_batch(x)), len(x))
         return self._logits(x)

@@ -26,10 +26,15 @@ from vae.blocks import (
     ResBlock,
     StreamState,
     batch_to_frames,
+    begins,
     frames_to_batch,
+    interleaved,
+    norm_silu_conv,
+    repeated,
 )
 from vae.options import check_counts, check_mult
 from vae.spec import VAESpec
+from vae.streams import Stage, down_stages, up_stages
 
 GROUPS = (4, 4, 2, 1)
 """Frames a group at levels 0 to 3; time is halved between levels 1 and 2, and between 2 and 3."""
@@ -90,11 +95,19 @@ class IVVAE(VideoVAE):
         return self.decoder.conv_out.keyframe.weight  # of the 2D half: the one that draws images, too
 
     def _moments(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        moments = self.quant_conv(self.encoder(x, state))  # (mean, logvar) of the 2D half, then of the 3D half
-        return moments.unflatten(1, (2, 2, -1)).transpose(1, 2).flatten(1, 3)
+        return self._quantised(self.encoder(x, state))
+
+    def _quantised(self, h: Tensor, state: StreamState | None = None) -> Tensor:
+        mean_2d, logvar_2d, mean_3d, logvar_3d = self.quant_conv(h).chunk(4, 1)
+        return torch.cat([mean_2d, mean_3d, logvar_2d, logvar_3d], 1)
 
     def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         return select_frames(self.decoder(self.post_quant_conv(z), state), state)
+
+    def _stages(self, work: str) -> list[Stage]:
+        if work == "encode":
+            return [*down_stages(self.encoder), Stage(self._quantised, 4)]
+        return [Stage(self.post_quant_conv, 4), *up_stages(self.decoder), Stage(select_frames, 1, step=GROUPS[0])]
 
 
 class IVEncoder(Checkpointed):
@@ -114,14 +127,19 @@ class IVEncoder(Checkpointed):
         self.conv_out = PyramidHead(widths[3], channels)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        h = self.conv_in(x, state)
-        for i, level in enumerate(self.levels):
-            for block in level:
-                h = self._run(block, h, state)
+        for i in range(4):
+            x = self.level(i, x, state)
             if i < 3:
-                h = self.downs[i](h, state)
-        h = self.mid(h, state)
-        return self.conv_out(F.silu(self.norm_out(h)))
+                x = self.downs[i](x, state)
+        return x
+
+    def level(self, i: int, h: Tensor, state: StreamState | None = None) -> Tensor:
+        """Level `i`, and what comes before the first or after the last."""
+        if i == 0:
+            h = self.conv_in(h, state)
+        for block in self.levels[i]:
+            h = self._run(block, h, state)
+        return h if i < 3 else norm_silu_conv(self.mid(h, state), self.norm_out, self.conv_out)
 
 
 class IVDecoder(Checkpointed):
@@ -145,20 +163,26 @@ class IVDecoder(Checkpointed):
         self.conv_out = KTCConv(widths[0], 6, group=GROUPS[0])
 
     def forward(self, z: Tensor, state: StreamState | None = None) -> Tensor:
-        h = self.mid(self.conv_in(z), state)
-        for i, level in enumerate(self.levels):
-            for block in level:
-                h = self._run(block, h, state)
+        for i in range(4):
+            z = self.level(i, z, state)
             if i < 3:
-                h = self.ups[i](h, state)
-        return self.conv_out(F.silu(self.norm_out(h)), state)
+                z = self.ups[i](z, state)
+        return z
+
+    def level(self, i: int, h: Tensor, state: StreamState | None = None) -> Tensor:
+        """The `i`-th level to run, and what comes before the first or after the last."""
+        if i == 0:
+            h = self.mid(self.conv_in(h), state)
+        for block in self.levels[i]:
+            h = self._run(block, h, state)
+        return h if i < 3 else norm_silu_conv(h, self.norm_out, self.conv_out, state)
 
 
 def select_frames(h: Tensor, state: StreamState | None = None) -> Tensor:
     """(B, 6, T, H, W) -> (B, 3, T, H, W): the first frame of the video and of each group from the 2D half, the others
     from the 3D half. What is not taken was never trained (supplement 3.6)."""
     keyframe, motion = h.chunk(2, 1)
-    first = _first_frames(state)
+    first = 1 if begins(select_frames, state) else 0
     video = motion.clone()
     video[:, :, :first] = keyframe[:, :, :first]
     video[:, :, first::4] = keyframe[:, :, first::4]
@@ -192,7 +216,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x.unflatten(1, (self.halves, -1))
         h = F.normalize(h, dim=2) * h.shape[2] ** 0.5
-        return h.flatten(1, 2) * self.weight.view(-1, 1, 1, 1)
+        return (h.flatten(1, 2) * self.weight.view(-1, 1, 1, 1)).to(x.dtype)  # autocast widens both
 
 
 class Halves(nn.Module):
@@ -218,8 +242,8 @@ class PyramidHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = frames_to_batch(x)
-        halves = torch.stack([branch(h).unflatten(1, (2, -1)) for branch in self.branches], 2)
-        return batch_to_frames(self.mix(halves.flatten(1, 3)), len(x))  # all 2D halves, then all 3D halves
+        keyframes, motions = zip(*(branch(h).chunk(2, 1) for branch in self.branches), strict=True)
+        return batch_to_frames(self.mix(torch.cat([*keyframes, *motions], 1)), len(x))
 
 
 class Down(nn.Module):
@@ -229,6 +253,7 @@ class Down(nn.Module):
     def __init__(self, channels: int, time: int):
         super().__init__()
         half = channels // 2
+        self.time = self.step = time
         self.space = Halves(*(CausalConv3d(half, half, FRAME, (1, 2, 2)) for _ in range(2)))
         self.merge = nn.Conv3d(half, half, (2, 1, 1), (2, 1, 1)) if time == 2 else None
         if self.merge is not None:
@@ -241,10 +266,10 @@ class Down(nn.Module):
         h = self.space(x)
         if self.merge is None:
             return h
-        first = _first_frames(state)
+        first = 1 if begins(self, state) else 0
         keyframe, motion = h[:, :, first:].chunk(2, 1)
-        pairs = motion.unflatten(2, (-1, 2)).transpose(1, 2).flatten(0, 1)  # none of an image: its gradient is 0
-        motion = batch_to_frames(self.merge(pairs).squeeze(2), len(x))
+        pairs = motion.movedim(1, -1).unflatten(1, (-1, 2)).flatten(0, 1)  # none of an image: its gradient is 0
+        motion = batch_to_frames(self.merge(pairs.movedim(-1, 1)).squeeze(2), len(x))
         return torch.cat([h[:, :, :first], torch.cat([keyframe[:, :, ::2], motion], 1)], 2)
 
 
@@ -255,6 +280,7 @@ class Up(nn.Module):
     def __init__(self, channels: int, time: int):
         super().__init__()
         half = channels // 2
+        self.time = time
         self.split = CausalConv3d(half, 2 * half, POINT) if time == 2 else None
         self.space = Halves(*(CausalConv3d(half, half // 2, FRAME) for _ in range(2)))
         if self.split is not None:
@@ -262,12 +288,20 @@ class Up(nn.Module):
             nn.init.zeros_(self.split.bias)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        if self.split is not None:
-            first = _first_frames(state)
-            keyframe, motion = x[:, :, first:].chunk(2, 1)
-            motion = self.split(motion).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
-            x = torch.cat([x[:, :, :first], torch.cat([keyframe.repeat_interleave(2, 2), motion], 1)], 2)
-        return self.space(F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
+        return self.draw(self.lengthen(x, state), state)
+
+    def lengthen(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        """The change of time."""
+        if self.split is None:
+            return x
+        first = 1 if begins(self, state) else 0
+        keyframe, motion = x.chunk(2, 1)
+        pairs = (torch.cat([keyframe, half], 1)[:, :, first:] for half in self.split(motion).chunk(2, 1))
+        return torch.cat([x[:, :, :first], interleaved(*pairs)], 2)
+
+    def draw(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        """The change of size."""
+        return self.space(repeated(x, 1, 2))
 
 
 def _level(level: int, channels: int, out: int, blocks: int) -> nn.ModuleList:
@@ -289,11 +323,6 @@ def _middle(channels: int) -> MidBlock:
 def _attention(channels: int) -> Halves:
     """Attention of each frame, of each half alone."""
     return Halves(*(FrameAttention(channels // 2, partial(RMSNorm, halves=1)) for _ in range(2)))
-
-
-def _first_frames(state: StreamState | None) -> int:
-    """How many frames of this clip or chunk are the first of the video, which no change of time touches."""
-    return 0 if state is not None and state.started else 1
 
 
 def _check_options(options: Any) -> None:

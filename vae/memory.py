@@ -63,14 +63,14 @@ def default_chunk(model: "VideoVAE", work: str, x: Tensor) -> int:
 def fits(model: "VideoVAE", work: str, x: Tensor) -> bool:
     """Whether free memory holds a whole clip `x` while it is encoded, or latents while they are decoded or refined."""
     frames = x.shape[2] if work == "encode" else model.spec.frames(x.shape[2])
-    if frames * _pixels(model, work, x) <= SMALL:
+    if x.is_meta or frames * _pixels(model, work, x) <= SMALL:  # what is on meta takes none, and may be being counted
         return True
     return whole_bytes(model, work, x) <= _room(x.device)
 
 
 def stream_bytes(model: "VideoVAE", work: str, x: Tensor, chunk: int) -> int:
-    """Bytes that tensors take at the peak of a stream of a video, or latents, of the size and dtype of `x`, weights not
-    counted. What kernels borrow within themselves is not seen."""
+    """Bytes that tensors take at the peak of a stream of a video, or latents, of the size of `x`, weights not counted.
+    What kernels borrow within themselves is not seen; all counts in the dtype of the model, too much under autocast."""
     f = model.spec.time_factor
     steady = 1 + 2 * (max(f, chunk) if work == "encode" else max(1, chunk // f))  # two pieces after the first frame
 
@@ -80,7 +80,7 @@ def stream_bytes(model: "VideoVAE", work: str, x: Tensor, chunk: int) -> int:
         else:
             deque(twin.stream_decode([like], work == "refine", chunk_frames=chunk), maxlen=0)
 
-    return _counted(model, (work, chunk), (*x.shape[:2], steady, *x.shape[3:]), x.dtype, run)
+    return _counted(model, (work, chunk), (*x.shape[:2], steady, *x.shape[3:]), run)
 
 
 def whole_bytes(model: "VideoVAE", work: str, x: Tensor) -> int:
@@ -89,7 +89,7 @@ def whole_bytes(model: "VideoVAE", work: str, x: Tensor) -> int:
     def run(twin: "VideoVAE", like: Tensor) -> None:
         twin._tiled_moments(like) if work == "encode" else twin._tiled_frames(like, work)
 
-    return _counted(model, (work,), x.shape, x.dtype, run)
+    return _counted(model, (work,), x.shape, run)
 
 
 @cache
@@ -144,14 +144,14 @@ class PeakBytes(TorchDispatchMode):
 _KNOWN: dict[tuple, int] = {}
 
 
-def _counted(model: "VideoVAE", work: tuple, shape: tuple, dtype: torch.dtype, run: Callable) -> int:
+def _counted(model: "VideoVAE", work: tuple, shape: tuple, run: Callable) -> int:
     """The peak of `run(twin, input)` of the model without its weights, counted once for each model and shape."""
     options = json.dumps(dict(model.options), sort_keys=True, default=str)
-    key = (type(model), options, model.dtype, model._tiling, work, tuple(shape), dtype)
+    key = (type(model), options, model.dtype, model._tiling, work, tuple(shape))
     if key not in _KNOWN:
         twin = without_weights(model)
         with torch.no_grad(), torch.autocast("cpu", enabled=False), PeakBytes() as peak:
-            run(twin, torch.empty(shape, dtype=dtype, device="meta"))
+            run(twin, torch.empty(shape, dtype=model.dtype, device="meta"))
         _KNOWN[key] = peak.most
     return _KNOWN[key]
 
@@ -196,17 +196,19 @@ def _too_large(model: "VideoVAE", work: str, x: Tensor, needed: float, room: flo
     factor = 1 if work == "encode" else model.spec.space_factor
     height, width = (factor * side for side in x.shape[-2:])
     fitting = []
-    for size in (size for size in TILES if model.least_tile <= size < max(height, width) and size % f == 0):
+    for size in TILES:
+        if not model.least_tile <= size < max(height, width) or size % model.spec.space_factor:
+            continue
         twin = without_weights(model)
         twin.enable_tiling(size, frames=0)
         if (tiled := stream_bytes(twin, work, x, 1)) <= room:
             fitting.append(f"tile={size} needs {_gib(tiled)}")
             break
-    if x.dtype == torch.float32:
+    if model.dtype == torch.float32:
         fitting.append(f"bf16 needs about {_gib(needed / 2)}")
     return (
         f"{work} of {height}x{width} (height x width), batch {len(x)}: a single frame at a time needs {_gib(needed)} in"
-        f" {str(x.dtype).removeprefix('torch.')}, and {_gib(room)} of {x.device.type} memory may be taken; "
+        f" {str(model.dtype).removeprefix('torch.')}, and {_gib(room)} of {x.device.type} memory may be taken; "
         + ("; ".join(fitting) or "take smaller frames")
     )
 

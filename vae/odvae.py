@@ -24,6 +24,7 @@ from vae.blocks import (
 from vae.options import check_choices, check_counts, check_mult
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
+from vae.streams import Stage
 
 NORMS = ("frame", "clip")
 UPSAMPLES = ("nearest", "trilinear")
@@ -106,6 +107,11 @@ class ODFamily(VideoVAE):
 
     def _frames(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         return self.decoder(z, state)
+
+    def _stages(self, work: str) -> list[Stage]:
+        if work == "encode":
+            return [*self.encoder.stages(), Stage(self.quant_conv, self.spec.time_factor)]
+        return self.decoder.stages()
 
 
 class ODVAE(ODFamily):

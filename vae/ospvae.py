@@ -3,12 +3,11 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from lvdm.errors import UserError
-from vae.blocks import CUBE, FRAME, POINT, CausalConv3d, FrameAttention, Norm, StreamState, Upsample
+from vae.blocks import CUBE, FRAME, POINT, CausalConv3d, FrameAttention, Norm, StreamState, Upsample, interpolated
 from vae.odvae import ALL_2D_OUTSIDE, ODFamily, check_options
 from vae.skeleton import Decoder, Encoder, Plan
 from vae.spec import VAESpec
@@ -102,7 +101,7 @@ class Blend(nn.Module):
     def _blended(self, plain: Tensor, x: Tensor) -> Tensor:
         if self.conv is None:
             return plain
-        share = self.mix_factor.sigmoid()
+        share = self.mix_factor.sigmoid().to(plain.dtype)  # in fp32 it would widen both under autocast
         return share * plain + (1 - share) * self.conv(x)
 
 
@@ -113,7 +112,7 @@ class TimeDown(Blend):
         super().__init__(channels, blend, (2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = torch.cat([x[:, :, :1].expand(-1, -1, 2, -1, -1), x], 2)
+        padded = torch.cat([*[x[:, :, :1]] * 2, x], 2)
         mean = (padded[:, :, :-2:2] + padded[:, :, 1:-1:2] + padded[:, :, 2::2]) / 3
         return self._blended(mean, x)
 
@@ -126,6 +125,5 @@ class TimeUp(Blend):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2] > 1:
-            grown = F.interpolate(x[:, :, 1:], scale_factor=(2.0, 1.0, 1.0), mode="trilinear")
-            x = torch.cat([x[:, :, :1], grown], 2)
+            x = torch.cat([x[:, :, :1], interpolated(x[:, :, 1:], 2, 1)], 2)
         return self._blended(x, x)

@@ -19,7 +19,9 @@ from vae.blocks import (
     StreamState,
     batch_to_frames,
     frames_to_batch,
+    interleaved,
     norm_groups,
+    norm_silu_conv,
 )
 from vae.options import check_counts, check_mult
 from vae.spec import VAESpec
@@ -149,7 +151,7 @@ class TemporalEncoder(Checkpointed):
                 h = self._run(block, h)
             if i < len(self.downs):
                 h = self.downs[i](h)
-        return self.quant_conv(self.conv_out(F.silu(self.norm_out(h))))
+        return self.quant_conv(norm_silu_conv(h, self.norm_out, self.conv_out))
 
 
 class TemporalDecoder(Checkpointed):
@@ -178,7 +180,7 @@ class TemporalDecoder(Checkpointed):
                 h = self._run(block, h)
             if i < len(self.ups):
                 h = self.ups[i](h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return norm_silu_conv(h, self.norm_out, self.conv_out)
 
 
 class ZeroCausalConv3d(nn.Conv3d):
@@ -199,7 +201,8 @@ class TimeUpsample(nn.Module):
         self.conv = ZeroCausalConv3d(channels, 2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).unflatten(1, (-1, 2)).transpose(2, 3).flatten(2, 3)  # (B, C, T, 2, h, w)
+        h = self.conv(x)
+        return interleaved(h[:, ::2], h[:, 1::2])
 
 
 def _by_frames(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae.blocks import (
@@ -24,7 +23,9 @@ from vae.blocks import (
     Normalisation,
     ResBlock,
     StreamState,
+    norm_silu_conv,
 )
+from vae.streams import Stage, down_stages, up_stages
 
 Step = Callable[[int, int], nn.Module]
 """(level, channels) -> the module that leaves this level for the next."""
@@ -100,14 +101,26 @@ class Encoder(Checkpointed):
         self.conv_out = plan.conv_of(-1)(widths[-1], channels, plan.end)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
-        h = self.conv_in(x, state)
-        for i, level in enumerate(self.levels):
-            for block in level:
-                h = self._run(block, h, state)
+        for i in range(len(self.levels)):
+            x = self.level(i, x, state)
             if i < len(self.downs):
-                h = self.downs[i](h, state)
+                x = self.downs[i](x, state)
+        return x
+
+    def level(self, i: int, h: Tensor, state: StreamState | None = None) -> Tensor:
+        """Level `i`, and what comes before the first or after the last."""
+        if i == 0:
+            h = self.conv_in(h, state)
+        for block in self.levels[i]:
+            h = self._run(block, h, state)
+        if i < len(self.downs):
+            return h
         h = self.mid(h, state)
-        return self.conv_out(F.silu(self.norm_out(h)), state)
+        return norm_silu_conv(h, self.norm_out, self.conv_out, state)
+
+    def stages(self) -> list[Stage]:
+        """For a stream."""
+        return down_stages(self)
 
 
 class Decoder(Checkpointed):
@@ -134,21 +147,30 @@ class Decoder(Checkpointed):
 
     def trunk(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         """Latents -> features after the second upsampler, its convolution included."""
-        h = self.mid(self.conv_in(self.post_quant_conv(z), state), state)
-        return self._levels(h, state, 0, 2)
+        return self._levels(z, state, 0, 2)
 
     def head(self, h: Tensor, state: StreamState | None = None) -> Tensor:
         """Features of the tap -> frames."""
-        h = self._levels(h, state, 2, len(self.levels))
-        return self.conv_out(F.silu(self.norm_out(h)), state)
+        return self._levels(h, state, 2, len(self.levels))
 
     def forward(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         return self.head(self.trunk(z, state), state)
 
     def _levels(self, h: Tensor, state: StreamState | None, start: int, stop: int) -> Tensor:
         for i in range(start, stop):
-            for block in self.levels[i]:
-                h = self._run(block, h, state)
+            h = self.level(i, h, state)
             if i < len(self.ups):
                 h = self.ups[i](h, state)
         return h
+
+    def level(self, i: int, h: Tensor, state: StreamState | None = None) -> Tensor:
+        """The `i`-th level to run, and what comes before the first or after the last."""
+        if i == 0:
+            h = self.mid(self.conv_in(self.post_quant_conv(h), state), state)
+        for block in self.levels[i]:
+            h = self._run(block, h, state)
+        return h if i < len(self.ups) else norm_silu_conv(h, self.norm_out, self.conv_out, state)
+
+    def stages(self) -> list[Stage]:
+        """For a stream."""
+        return up_stages(self)

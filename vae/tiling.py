@@ -1,12 +1,22 @@
 """Tiles in space with linear blends: what a frame larger than memory is encoded and decoded in."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lvdm.errors import UserError
+from vae.memory import without_weights
+
+if TYPE_CHECKING:
+    from vae.base import VideoVAE
+
+WIDE = 128
+"""Latents along the picture that `reach` looks at: so many that padding hardly changes the ratio of two widths."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +89,48 @@ def _ramp(length: int, overlap: int, before: bool, after: bool, like: Tensor) ->
     if overlap and after:
         ramp = torch.minimum(ramp, position.flip(0) / overlap)
     return ramp
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How far a model sees
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def reach(model: "VideoVAE") -> int:
+    """Pixels that a pixel sees to one side through the convolutions of the encoder, the decoder or D2: the largest.
+
+    A convolution adds half of its span, times the pixels that one of its elements stands for, and of parallel paths
+    the longest counts. Attention and the statistics of norms see the whole tile, whatever its size.
+    """
+    spec, twin = model.spec, without_weights(model).eval()
+    side, frames = WIDE * spec.space_factor, spec.valid_frames(1)
+    if twin.is_gradient_checkpointing:
+        twin.disable_gradient_checkpointing()  # it keeps no inputs of convolutions
+    latent = torch.empty(1, *spec.latent_shape(frames, side, side), dtype=model.dtype, device="meta")
+    works = [(twin._moments, latent.new_empty(1, 3, frames, side, side)), (twin._frames, latent)]
+    works += [(twin._refined, latent)] * spec.refines
+    with torch.autocast("cpu", enabled=False):
+        return max(math.ceil(_longest(run(x.requires_grad_()).grad_fn, side)) for run, x in works)
+
+
+def _longest(end: Node, side: int) -> float:
+    """Of all paths from `end` to the input of a picture `side` pixels wide, what the convolutions of one add up to."""
+    seen: dict[Node, float] = {}
+    waiting = [end]
+    while waiting:
+        node = waiting[-1]
+        before = [other for other, _ in node.next_functions if other is not None]
+        if missing := [other for other in before if other not in seen]:
+            waiting += missing
+            continue
+        seen[waiting.pop()] = _span(node, side) / 2 + max((seen[other] for other in before), default=0.0)
+    return seen[end]
+
+
+def _span(node: Node, side: int) -> int:
+    """Pixels from the first to the last element of a row that one element sees by this operation."""
+    if node.name() != "ConvolutionBackward0" or node._saved_weight.ndim < 4:  # of one dimension: over time
+        return 0
+    pixels = round(side / node._saved_input.shape[-1])
+    return pixels * node._saved_dilation[-1] * (node._saved_weight.shape[-1] - 1)

@@ -1,5 +1,6 @@
 """UniVAE: OD-VAE with multi-scale temporal downsampling, and a refinement decoder for twice the frame rate."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -7,11 +8,12 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from lvdm.errors import UserError, nearest
-from vae.blocks import StreamState
+from vae.blocks import StreamState, begins
 from vae.odvae import ODFamily, check_options
 from vae.options import check_choices, positive
 from vae.skeleton import Decoder
 from vae.spec import VAESpec
+from vae.streams import Run, Stage
 
 FUSES = ("none", "conv1x1")
 INJECTIONS = ("add", "gate", "replace", "blend", "none")
@@ -66,6 +68,21 @@ class UniVAE(ODFamily):
     def _refined(self, z: Tensor, state: StreamState | None = None) -> Tensor:
         return self.refiner(z, self.decoder.trunk(z, state), state)
 
+    def _stages(self, work: str) -> list[Stage]:
+        """To refine, D1 and D2 go side by side, on half of the channels each, up to the tap: nothing is done twice."""
+        if work != "refine":
+            return super()._stages(work)
+        d1, d2 = self.decoder.stages(), self.refiner.stages()
+        beside = [replace(d2[i], run=_side_by_side(d1[i].run, d2[i].run, shared=i == 0)) for i in range(4)]
+        return [*beside, d2[4], replace(d2[5], run=self._tap, step=2), *d2[6:]]
+
+    def _tap(self, h: Tensor, state: StreamState | None = None) -> Tensor:
+        """D1 draws the frames of its own, every second one, and they enter D2."""
+        first = 0 if begins(self, state) else 1
+        d1, d2 = h.chunk(2, 1)
+        features = self.decoder.ups[1].draw(d1[:, :, first::2], state)
+        return self.refiner.injection(self.refiner.ups[1].draw(d2, state), features, state)
+
     def add_refiner(self, init: str, inject: str = "add") -> "UniVAE":
         """A new UniVAE with the same E and D1 and a D2: `init="d1"` copies D1's weights, "fresh" draws new ones."""
         if init not in INITS:
@@ -106,19 +123,29 @@ class Injection(nn.Module):
     def forward(self, refined: Tensor, features: Tensor, state: StreamState | None = None) -> Tensor:
         if self.mode == "none":
             return refined
-        started = state is not None and state.started
-        first = 1 if started else 0  # in a later chunk of a stream the even frames of the video are the odd ones
+        begun = not begins(self, state)
+        first = 1 if begun else 0  # in a later piece of a stream the even frames of the video are the odd ones
         out = refined.clone()
         if self.mode == "replace":
             out[:, :, first::2] = features
         else:
             out[:, :, first::2] += features if self.gate is None else self.gate * features
         if self.mode == "blend":
-            known = torch.cat([state[self], features], 2) if started else features
+            known = torch.cat([state[self], features], 2) if begun else features
             out[:, :, 1 - first :: 2] += (known[:, :, 1:] + known[:, :, :-1]) / 2
             if state is not None:
                 state[self] = features[:, :, -1:].clone()
         return out
+
+
+def _side_by_side(d1: Run, d2: Run, shared: bool) -> Run:
+    """Both on their halves of the channels, or on `shared` ones, as halves."""
+
+    def run(h: Tensor, state: StreamState | None = None) -> Tensor:
+        ours, theirs = (h, h) if shared else h.chunk(2, 1)
+        return torch.cat([d1(ours, state), d2(theirs, state)], 1)
+
+    return run
 
 
 def _check_kernels(kernels: tuple[int, ...], width: int, mult: tuple[int, ...]) -> None:

@@ -14,10 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lvdm.data.arrays import SUFFIX as ARRAY
 from lvdm.data.frames import SUFFIXES as IMAGES
 from lvdm.errors import UserError, nearest
 
-VIDEOS = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+ENCODED = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+VIDEOS = (*ENCODED, ARRAY)
 LISTS = (".csv", ".jsonl", ".parquet")
 LABELS = ("auto", "folder", "file", "none")
 SPLITS = tuple(f"{part}{number:02}" for part in ("train", "test") for number in (1, 2, 3))

@@ -272,7 +272,7 @@ class _Known:
 
     def has(self, path: str) -> bool:
         """Whether the file is still what it was when it was looked at. If not, `add` expects what it is now."""
-        stamp = _stamp(self.root / path)
+        stamp = stamp_of(self.root / path)
         before, self._stamps[path] = self._stamps.get(path), stamp
         return bool(stamp) and stamp == before
 
@@ -296,7 +296,7 @@ class _Known:
         self._saved, self._changed = time.monotonic(), False
 
 
-def _stamp(path: Path) -> str:
+def stamp_of(path: Path) -> str:
     """Size and time of a file, a digest of them for a folder of frames, "" where there is nothing."""
     try:
         found = os.stat(path)

@@ -4,7 +4,8 @@ it was reached.
 decord reads the files whose every frame it is known to hit: MP4 or MOV of constant frame rate with closed groups of
 pictures, which is what most tools write. PyAV reads all other videos, and all within the workers of a DataLoader, whose
 cores decord's own threads would take: from the key frame before the first frame asked for, where that is known to give
-what a full decode gives, else from the start. The pixels are the same. Pillow reads pictures (`lvdm.data.frames`).
+what a full decode gives, else from the start. The pixels are the same. Pillow reads pictures (`lvdm.data.frames`), and
+NumPy arrays (`lvdm.data.arrays`).
 """
 
 import os
@@ -18,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from types import ModuleType
 from typing import Any, TypeVar
 
 import av
@@ -27,7 +29,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lvdm.data import frames
+from lvdm.data import arrays, frames
 from lvdm.data.frames import Unreadable, VideoInfo, check_pixels, stat_file
 from lvdm.errors import UserError
 
@@ -99,8 +101,8 @@ def iter_frames(
     Raises `Unreadable` at the first frame that cannot be decoded, or when FFmpeg waits for data longer
     than TIMEOUT seconds; a call to the system or to a decoder that never returns is not interrupted.
     """
-    if frames.is_pictures(path):
-        yield from frames.iter_frames(path, size)
+    if reader := _undecoded(path):
+        yield from reader.iter_frames(path, size)
         return
     with _decoder(path) as (container, stream):
         colours, times = None, iter(_scan(path).pts.tolist()) if odd else None
@@ -111,8 +113,14 @@ def iter_frames(
             yield colours.of(frame)
 
 
+def _undecoded(path: str | Path) -> ModuleType | None:
+    """The module that reads `path`; None where that is FFmpeg."""
+    return frames if frames.is_pictures(path) else arrays if arrays.is_array(path) else None
+
+
 def _info(path: str | Path) -> VideoInfo:
-    return frames.probe(path) if frames.is_pictures(path) else _scan(path).info
+    reader = _undecoded(path)
+    return reader.probe(path) if reader else _scan(path).info
 
 
 def _read(path: str | Path, indices: list[int], whole: bool, each: Callable[[Tensor], Tensor]) -> Tensor:
@@ -121,7 +129,8 @@ def _read(path: str | Path, indices: list[int], whole: bool, each: Callable[[Ten
     if not all(0 <= index < info.frames for index in indices):
         raise Unreadable(path, f"frames {min(indices)} to {max(indices)} asked of a video of {info.frames} frames")
     wanted = sorted(set(indices))
-    pictures = frames.pick(path, wanted) if frames.is_pictures(path) else _pick(path, wanted, _scan(path), whole)
+    reader = _undecoded(path)
+    pictures = reader.pick(path, wanted) if reader else _pick(path, wanted, _scan(path), whole)
     found = {index: each(torch.from_numpy(picture)[None]) for index, picture in zip(wanted, pictures, strict=True)}
     return torch.cat([found[index] for index in indices])
 

@@ -101,6 +101,8 @@ class LPIPS(nn.Module):
     def _features(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         """The activations that are compared, (N, C, h, w) each."""
         x = (x - self.shift) / self.scale
+        if x.is_cuda:  # whose convolutions are faster so, and keep it
+            x = x.contiguous(memory_format=torch.channels_last)
         for i, conv in enumerate(self.convs):
             if i in self.trunk.pool_before:
                 x = F.max_pool2d(x, self.trunk.pool, stride=2)

@@ -112,8 +112,6 @@ class Preset:
     """1: D1's frames. 2: D2's, against reals at twice the rate."""
     count: int = FVD_COUNT
     """Clips a side."""
-    resize: Literal["whole", "crop"] = "whole"
-    """Whole frames, or the square in their middle."""
     draw: Literal["grid", "random"] = "grid"
     """How the clips of a real video are chosen: evenly spaced, or one at random."""
     covariance: Literal["N", "N-1"] = "N"
@@ -129,7 +127,6 @@ def _small_batch(batch: int) -> Preset:
         f"{SMALL_BATCH}({batch})",
         f"the mean of FVDs of batches of {batch}, as in Open-Sora Plan's VAE evaluation (which also averages over all "
         "lengths from 10 frames on): biased upwards by thousands, to explain published numbers and never to rank",
-        resize="crop",
         covariance="N-1",
         batch=batch,
     )

@@ -31,7 +31,7 @@ class Task:
         ["--help"],
         ["train", "vae", "--help"],
         ["vae", "info", "--help"],
-        ["evaluate", "-h"],
+        ["evaluate", "generation", "-h"],
         ["--version"],
         ["nonsense"],
     ],
@@ -75,7 +75,7 @@ def test_every_verb_has_its_help_and_its_program(name, capsys):
     ("argv", "message"),
     [
         (["evalute"], r"error: unknown verb 'evalute' (did you mean 'evaluate'?); known: demo, vae list"),
-        (["vae"], "error: lvdm vae: expected one of list, info, init after it"),
+        (["vae"], "error: lvdm vae: expected one of list, info, card, init after it"),
         (["train"], "error: lvdm train: expected one of vae, refine, latents, dit after it"),
         (["train", "gan"], "error: lvdm train: expected one of vae, refine, latents, dit after it"),
         (["train", "vae", "sede=3"], "error: command line: unknown key 'sede' (did you mean 'seed'?)"),

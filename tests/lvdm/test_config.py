@@ -147,6 +147,28 @@ def test_positionals_fill_their_names_and_no_more():
         parse(Base, ["a"])
 
 
+@dataclass
+class Contest(Base):
+    """Several things in turn."""
+
+    positionals: ClassVar[tuple[str, ...]] = ("judge", "entries")
+
+    judge: str = ""
+    """Who looks at them."""
+    entries: list[str] = field(default_factory=list)
+    """What is looked at."""
+
+
+def test_a_last_positional_that_is_a_list_takes_the_rest():
+    def contest(*words: str) -> Contest:
+        return parse(Contest, list(words))[0]
+
+    assert contest("me", "a", "seed=1", "b, c") == Contest(judge="me", entries=["a", "b, c"], seed=1)
+    assert contest("me") == Contest(judge="me") and contest() == Contest()
+    assert contest("me", "entries=a,b").entries == ["a", "b"]
+    assert usage(Contest, "lvdm contest").startswith("usage: lvdm contest JUDGE ENTRIES ... [--config FILE]")
+
+
 def test_flags_are_apart_from_keys():
     config, flags = parse(Job, ["--dry-run", "seed=1", "--plan"])
     assert config == Job(seed=1) and flags == configs.Flags(dry_run=True, plan=True)
@@ -267,7 +289,6 @@ PROGRAMS = {
     "latents": "train latents",
     "dit": "train dit",
     "sample": "sample",
-    "evaluate": "evaluate",
 }
 
 

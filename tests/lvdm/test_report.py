@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lvdm.charts import BOTTOM, LEFT, RIGHT, SQUARE_BOTTOM, TOP, Dot
 from lvdm.errors import UserError
-from lvdm.report import BOTTOM, LEFT, RIGHT, TOP, Page, Player
+from lvdm.report import Link, Page, Player
 
 VOID = {"meta", "link", "input", "img", "br"}
 nan, inf = float("nan"), float("inf")
@@ -57,7 +58,7 @@ def mp4(frames: int = 3, fps: int = 25, codec: str = "libx264", pixels: str = "y
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=fps, width=32, height=16, pix_fmt=pixels)
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 40 * i, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 40 * i % 256, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
@@ -285,3 +286,84 @@ def test_table_whose_rows_do_not_fit_its_header_is_an_error():
         table(["a"], [[1, 2]])
     with pytest.raises(ValueError, match="FVD"):
         table(["a"], [[1]], best={"FVD": "min"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scatters, links, and what a reader does with a page
+
+
+def scatter(views) -> Tree:
+    page = Page("t")
+    page.scatter("A against others", views, "A", "others")
+    return Tree(page.html())
+
+
+def test_scatter_places_equal_values_on_its_diagonal_and_leads_to_clips():
+    dots = [Dot(10.0, 10.0, "low & flat", "clip-1"), Dot(20.0, 20.0, "high"), Dot(15.0, nan, "unknown", "clip-2")]
+    tree = scatter({"PSNR": {"B": dots, "C": [Dot(12.0, 18.0, "better")]}, "SSIM": {"B": [], "C": []}})
+    circles = [(float(a["cx"]), float(a["cy"]), a["class"]) for a, _ in tree.all("circle")]
+    ends = coordinates(tree.all("path", "equal")[0][0]["d"])
+    assert np.diff(ends, axis=0).tolist() == [[RIGHT - LEFT, TOP - SQUARE_BOTTOM]]
+    part = [
+        [(x - ends[0][0]) / (ends[1][0] - ends[0][0]), (y - ends[0][1]) / (ends[1][1] - ends[0][1])]
+        for x, y, _ in circles
+    ]
+    assert part[0][0] == pytest.approx(part[0][1], abs=1e-4) and part[1][0] == pytest.approx(part[1][1], abs=1e-4)
+    assert part[2][0] < part[2][1], "the better model of the two is the one upwards"
+    assert [colour for *_, colour in circles] == ["c1", "c1", "c2"], "a value that is not finite is left out"
+    assert [a["href"] for a, _ in tree.all("a")] == ["#clip-1"]
+    assert [t for _, t in tree.all("title")][1].startswith("low & flat: 10 across")
+    assert [a["data-name"] for a, _ in tree.all("div", "view")] == ["PSNR", "SSIM"]
+
+
+def test_cells_link_to_groups_of_players():
+    page = Page("t")
+    page.table(["clip", "PSNR"], [[Link("a <b>", "clip-1"), 20.0]])
+    page.players([Player("v", mp4())], title="Clip & 1", anchor="clip-1")
+    tree = Tree(page.html())
+    assert tree.all("a")[0] == ({"href": "#clip-1"}, "a <b>")
+    assert tree.all("figure", "players")[0][0]["id"] == "clip-1" and tree.all("h3")[0][1] == "Clip & 1"
+
+
+def test_page_in_a_browser(browser, tmp_path):
+    """It plays, scrubs, steps by keys, sorts, changes the metric and leads from a dot to its clip, from a file."""
+    page = Page("Two models")
+    page.table(["clip", "PSNR"], [["b", 31.0], ["a", 9.0], ["c", nan]])
+    dots = {metric: {"B": [Dot(1.0, 2.0, "first", "clip-1")]} for metric in ("PSNR", "SSIM")}
+    page.scatter("A against B", dots, "A", "B")
+    page.section("Clips")
+    page.players([Player("A", mp4(25, 25)), Player("B", mp4(50, 50))], anchor="clip-1", title="Clip 1")
+    browser.open(page.write(tmp_path / "index.html"))
+    find = "document.querySelector.bind(document)"
+    browser.run(f"globalThis.$ = {find}; globalThis.videos = [...document.querySelectorAll('video')]")
+    browser.run("globalThis.wait = ms => new Promise(done => setTimeout(done, ms))")
+
+    cells = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[0].textContent).join('')"
+    assert browser.run(cells) == "bac"
+    assert [browser.run(f"$('th:nth-child(2) button').click(); {cells}") for _ in range(2)] == ["abc", "bac"]
+
+    assert browser.run("[...document.querySelectorAll('.view')].map(view => view.hidden)") == [False, True]
+    browser.run("$('.scatter select').value = 'SSIM'; $('.scatter select').dispatchEvent(new Event('change'))")
+    assert browser.run("[...document.querySelectorAll('.view')].map(view => view.hidden)") == [True, False]
+    browser.run("$('.view:not([hidden]) a').focus()")
+    assert browser.run("$('.scatter .at').textContent").startswith("first")
+    browser.run("$('.view:not([hidden]) circle').dispatchEvent(new MouseEvent('click', {bubbles: true})); wait(300)")
+    assert browser.run("location.hash") == "#clip-1" and browser.run("document.activeElement.id") == "clip-1"
+
+    for _ in range(100):  # a slow machine takes a while to decode
+        if browser.run("wait(50).then(() => Math.min(...videos.map(v => v.currentTime)))") > 0.1:
+            break
+    assert browser.run("videos.every(video => !video.paused && video.currentTime > 0.1)"), "it plays in view"
+    browser.press(" ")
+    assert browser.run("wait(100).then(() => videos.every(video => video.paused))")
+
+    browser.run("$('input').value = 30; $('input').dispatchEvent(new Event('input')); wait(300)")
+    assert browser.run("videos.map(v => v.currentTime)") == pytest.approx([30.5 / 50] * 2, abs=1e-3)
+    browser.run("$('.players').focus()")
+    browser.press("ArrowRight")
+    assert browser.run("wait(100).then(() => videos[1].currentTime)") == pytest.approx(31.5 / 50, abs=1e-3)
+    browser.press("ArrowLeft")
+    browser.press("ArrowLeft")
+    assert browser.run("$('input').value") == "29" and "0.58 / 1.00 s" in browser.run("$('.clock').textContent")
+    seen = np.asarray(Image.open(browser.picture(tmp_path / "seen.png")).convert("L"))
+    assert seen.shape[1] == 1200 and seen.std() > 5, "something is drawn"

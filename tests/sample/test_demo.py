@@ -16,8 +16,8 @@ import vae
 from lvdm.data.reader import iter_frames, probe
 from lvdm.latents import LatentStore
 from lvdm.media import write_mp4
-from sample import evaluate
-from sample.evaluate import read_results
+from sample.measure import evaluate
+from sample.measure.evaluate import read_results
 
 pytestmark = pytest.mark.slow
 
@@ -152,9 +152,6 @@ class Brightness:
 
     name, weights_sha256, resize, dim, min_frames = "brightness", "0" * 64, "as it is", 1, 1
 
-    def __init__(self, device):
-        pass
-
     def __call__(self, video):
         return video.mean((1, 2, 3, 4))[:, None]
 
@@ -164,7 +161,7 @@ def test_own_videos_by_class(real_data, lvdm, tmp_path, monkeypatch):
     for file in ("BaseballPitch/v_BaseballPitch_g01_c01.avi", "CliffDiving/v_CliffDiving_g03_c01.avi"):
         (link := tmp_path / "videos" / file).parent.mkdir(parents=True)
         link.symlink_to(real_data / "ucf101_mini" / "UCF-101" / file)
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+    monkeypatch.setattr(evaluate, "make_extractor", lambda name, device, weights: Brightness())
     out = tmp_path / "demo"
     assert lvdm("demo", videos=tmp_path / "videos", labels="folder", out=out, scale="smoke") == 0
     assert LatentStore(out / "latents").manifest.classes == ["BaseballPitch", "CliffDiving"]

@@ -19,7 +19,7 @@ from lvdm.rng import generator
 from sample import interpolate as program
 from sample.configs import Interpolate
 from sample.interpolate import doubled, interpolate, mean, precision
-from sample.scores import score
+from sample.measure.scores import score
 
 CUTS = {"whole": [99], "frame by frame": [1] * 99, "uneven": [1, 3, 8, 2, 5, 99]}
 

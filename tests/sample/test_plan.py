@@ -19,7 +19,7 @@ from sample.plan import Plan, Step
 SCALES = pytest.mark.parametrize("scale", ["full", "smoke"])
 VERBS = [
     *("train vae", "train refine", "train latents", "train dit", "sample"),
-    *("evaluate", "evaluate", "evaluate"),
+    *("evaluate reconstruction", "evaluate refinement", "evaluate generation"),
 ]
 
 

@@ -10,6 +10,7 @@ import vae
 from lvdm.errors import UserError
 from sample import zoo
 from sample.configs import DescribeVAE
+from vae import memory
 from vae.adapter import CLASSES
 
 COUNTS = {"univae": 234_766_311, "odvae": 239_189_991, "cvvae": 182_446_475, "sdvae": 83_653_863}
@@ -169,6 +170,16 @@ def test_a_trained_model_is_described_by_its_folder(lvdm, refiner, capsys):
     of_name = capsys.readouterr().out.split("\n", 1)
     assert vae.registry.entry("univae").paper in of_folder[0] and of_folder[0].startswith(refiner)
     assert [line.split() for line in of_folder[1].splitlines()] == [line.split() for line in of_name[1].splitlines()]
+
+
+def test_a_second_count_is_the_first(lvdm, monkeypatch, capsys):
+    """What a model asks of memory before a large clip is kept, and is no part of the count."""
+    monkeypatch.setattr(memory, "_KNOWN", {})
+    counts = []
+    for _ in range(2):
+        assert lvdm("vae info", "univae", "model_args={width: 16, blocks: 1}", frames=17, size=256) == 0
+        counts.append(capsys.readouterr().out)
+    assert counts[0] == counts[1] and "TFLOP" in counts[0]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_checkpointing_keeps_less_and_computes_the_forward_pass_again():
     plain = step_costs(config(), model, model)[9, 16]
     model.train().enable_gradient_checkpointing()
     again = step_costs(config(), model, model)[9, 16]
-    assert again.flops == plain.flops and again.activation_bytes < 0.5 * plain.activation_bytes
+    assert again.flops == plain.flops and again.activation_bytes < 0.8 * plain.activation_bytes
     assert plain.backward_flops == pytest.approx(2 * plain.flops, rel=0.02)
     assert plain.backward_flops < again.backward_flops <= plain.backward_flops + plain.flops
 

@@ -172,6 +172,7 @@ def test_slices_and_tiles(cls):
     model.enable_slicing()
     assert torch.equal(model.codes(x), codes)
     torch.testing.assert_close(model.reconstruct(x), video, rtol=0, atol=1e-9)
+    model.reach = 0
     model.enable_tiling(size=16, overlap=0.5, frames=5)
     assert model.codes(x).shape == codes.shape and model.reconstruct(x).shape == video.shape
     model.enable_tiling(size=0, frames=5)

@@ -5,7 +5,7 @@ import torch
 
 import vae
 from lvdm.accelerator import device
-from sample.bench_vae import measure
+from sample.bench.vae import measure
 from train import bench
 from train.configs import BenchTrainVAE
 

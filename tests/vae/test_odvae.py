@@ -79,7 +79,7 @@ def test_group_causal_convolutions_in_its_place_stream_too():
     whole = model.encode(x).latent_dist.mean
     parts = torch.cat([part.mean for part in model.stream_encode(x.split(5, 2), chunk_frames=4)], 2)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)
-    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_latents=1)), 2)
+    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_frames=1)), 2)
     torch.testing.assert_close(frames, model.decode(whole).sample, rtol=0, atol=1e-9)
     changed = x.clone()
     changed[:, :, 8] += 0.5  # the last frame of group 2 is seen by the first one of it, and not by the group before

@@ -146,13 +146,14 @@ def test_tiles_in_space_and_slices():
     whole = model.reconstruct(x)
     model.enable_slicing()
     close(model.reconstruct(x), whole)
+    model.reach = 0
     model.enable_tiling(size=16, overlap=0.5, frames=0)
     assert model.reconstruct(x).shape == x.shape
 
 
 def test_streams_are_refused_because_of_the_padding():
     model = tiny()
-    model.enable_tiling()
+    model.enable_tiling(size=0)
     with pytest.raises(UserError, match=r"stream_encode: .*OSVAE.*it pads clips in front"):
         next(model.stream_encode([clip(1, 3, 8, 16, 16)]))
     with pytest.raises(UserError, match=r"stream_decode: .*OSVAE.*it pads clips in front"):

@@ -100,7 +100,7 @@ def test_a_stream_in_tiles_is_the_whole_clip_in_tiles():
     whole = model.encode(x).latent_dist.mean
     parts = torch.cat([part.mean for part in model.stream_encode(x.split(4, 2), chunk_frames=4)], 2)
     torch.testing.assert_close(parts, whole, **EXACT)
-    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_latents=1)), 2)
+    frames = torch.cat(list(model.stream_decode(whole.split(1, 2), chunk_frames=1)), 2)
     torch.testing.assert_close(frames, model.decode(whole).sample, **EXACT)
 
 

@@ -14,14 +14,15 @@ from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
 from lvdm.errors import UserError
 from lvdm.latents import load_latent, save_latent
-from lvdm.media import to_float
-from lvdm.metrics.frames import psnr, ssim
+from lvdm.media import read_video, to_float
+from lvdm.metrics.frames import information_preservation, pooled_psnr, psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.rng import generator
-from sample import evaluate
-from sample.configs import Evaluate
-from sample.evaluate import Table, read_results
+from sample.configs import EvaluateRefinement
+from sample.measure import evaluate
+from sample.measure.evaluate import Table, read_results
+from sample.measure.scores import interval
 
 SIZE = 32
 
@@ -37,13 +38,18 @@ def scores(x: torch.Tensor, y: torch.Tensor) -> list[float]:
     return [metric(x, y).double().mean(1).mean().item() for metric in (psnr, ssim, LPIPS("alex").video)]
 
 
+def means(row: list) -> list[float]:
+    """PSNR, SSIM and LPIPS of a row, whose every second cell is half of an interval."""
+    return row[1:7:2]
+
+
 @pytest.fixture
 def measure(lvdm, videos, tmp_path):
     """`measure("reconstruction", vae=..., **keys)`: the tables."""
 
     def run(what: str, **keys: object) -> list[Table]:
         keys = {"videos": videos, "size": SIZE, "split": "all", "out": tmp_path / what, **keys}
-        assert lvdm("evaluate", what, **keys) == 0
+        assert lvdm(f"evaluate {what}", **keys) == 0
         return read_results(Path(keys["out"]))
 
     return run
@@ -60,13 +66,18 @@ def test_reconstruction_and_thumbnail_equal_a_direct_computation(measure, videos
     y = model.decode(model.encode(x).latent_dist.mean).sample[:, :, :7].clamp(-1, 1)
     small = F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=1 / 8, mode="bilinear", antialias=True)
     large = F.interpolate(small, scale_factor=8, mode="bilinear").unflatten(0, (6, 7)).transpose(1, 2)
-    assert table.header == ["", "PSNR (dB)", "SSIM", "LPIPS"]
+    assert table.header[1::2] == ["PSNR (dB)", "SSIM", "LPIPS", "flicker"]
+    assert table.header[2::2] == ["± PSNR", "± SSIM", "± LPIPS", "± flicker"]
     assert [row[0] for row in table.rows] == ["UniVAE, D1", "upscaled 1/8 thumbnail"]
-    assert table.rows[0][1:] == pytest.approx(scores(x, y), rel=1e-4)
-    assert table.rows[1][1:] == pytest.approx(scores(x, large), rel=1e-4)
+    assert means(table.rows[0]) == pytest.approx(scores(x, y), rel=1e-4)
+    assert means(table.rows[1]) == pytest.approx(scores(x, large), rel=1e-4)
     out = capsys.readouterr().out
     assert table.title in out and f"[{Protocol(**table.protocol).describe()}]" in out
     assert f"{table.rows[0][1]:.4g}" in out
+    per_clip = torch.stack([psnr(x, y), psnr(x, large)]).double().mean(2)
+    sources = [f"{i // 2}" for i in range(6)]
+    half = [(high - low) / 2 for low, high in (interval(values, sources) for values in per_clip)]
+    assert [row[2] for row in table.rows] == pytest.approx(half, rel=1e-3) and table.rows[0][8] > 0
 
 
 def test_protocol_of_a_reconstruction(measure, videos, vae_of):
@@ -89,7 +100,7 @@ def test_batch_is_no_part_of_the_result_and_a_finished_one_is_read_back(measure,
 def test_another_config_is_refused(measure, lvdm, videos, vae_of, tmp_path, capsys):
     measure("reconstruction", vae=vae_of(), frames=5)
     out = tmp_path / "reconstruction"
-    assert lvdm("evaluate", "reconstruction", vae=vae_of(), videos=videos, size=SIZE, split="all", out=out) == 2
+    assert lvdm("evaluate reconstruction", vae=vae_of(), videos=videos, size=SIZE, split="all", out=out) == 2
     assert "belongs to another config (different: frames)" in capsys.readouterr().err
 
 
@@ -111,12 +122,12 @@ def test_refinement_compares_middle_frames_with_middle_frames(videos, monkeypatc
         return SimpleNamespace(sample=y)
 
     model = SimpleNamespace(
-        spec=SimpleNamespace(refines=True),
+        spec=SimpleNamespace(refines=True, check_square=lambda size, key: None),
         encode=encode,
         decode=lambda full: SimpleNamespace(sample=full[:, :, ::2] + 0.02),
         refine=refine,
     )
-    config = Evaluate(what="refinement", videos=str(videos), size=SIZE, split="all", vae="stub", out="x", batch=1)
+    config = EvaluateRefinement(videos=str(videos), size=SIZE, split="all", vae="stub", out="x", batch=1)
     middle, even = evaluate.refinement(config, model)
     # An offset d on the scale [-1, 1] is a PSNR of -20 log10(d / 2).
     assert middle.rows[0][0] == "D2" and middle.rows[0][1] == pytest.approx(20, abs=1e-3)
@@ -124,7 +135,9 @@ def test_refinement_compares_middle_frames_with_middle_frames(videos, monkeypatc
     assert [row[1] for row in even.rows] == pytest.approx([60, 40], abs=1e-2)
     d1 = clips[:, :, ::2] + 0.02
     assert middle.rows[1][0] == "linear blend of D1's neighbours"
-    assert middle.rows[1][1:] == pytest.approx(scores(clips[:, :, 1::2], (d1[:, :, 1:] + d1[:, :, :-1]) / 2), rel=1e-4)
+    assert means(middle.rows[1]) == pytest.approx(
+        scores(clips[:, :, 1::2], (d1[:, :, 1:] + d1[:, :, :-1]) / 2), rel=1e-4
+    )
     assert "middle frames only" in middle.protocol["estimator"] and "even frames only" in even.protocol["estimator"]
 
 
@@ -134,9 +147,26 @@ def test_refinement_of_a_real_model(measure, videos, refiner):
     x, model = clips_of(videos, 9), vae.load(refiner)
     z = model.encode(x[:, :, ::2]).latent_dist.mean
     d1, d2 = model.decode(z).sample.clamp(-1, 1), model.refine(z).sample.clamp(-1, 1)
-    assert middle.rows[0][1:] == pytest.approx(scores(x[:, :, 1::2], d2[:, :, 1::2]), rel=1e-4)
-    assert even.rows[0][1:] == pytest.approx(scores(x[:, :, ::2], d2[:, :, ::2]), rel=1e-4)
-    assert even.rows[1][1:] == pytest.approx(scores(x[:, :, ::2], d1), rel=1e-4)
+    assert means(middle.rows[0]) == pytest.approx(scores(x[:, :, 1::2], d2[:, :, 1::2]), rel=1e-4)
+    assert means(even.rows[0]) == pytest.approx(scores(x[:, :, ::2], d2[:, :, ::2]), rel=1e-4)
+    assert means(even.rows[1]) == pytest.approx(scores(x[:, :, ::2], d1), rel=1e-4)
+
+
+def test_every_other_metric_of_a_reconstruction(measure, videos, vae_of):
+    metrics = "pooled_psnr,ip,lpips-spatial,group"
+    first, second = measure("reconstruction", vae=vae_of(), frames=9, metrics=metrics, batch=2)
+    x, model = clips_of(videos, 9), vae.load(vae_of())
+    with torch.no_grad():
+        y = model.decode(model.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    spatial = LPIPS("alex", spatial=True)
+    expected = [pooled_psnr(x, y).mean(), information_preservation(x, y).mean(), spatial.video(x, y).mean()]
+    assert first.header[1::2] == ["pooled PSNR (dB)", "IP", "LPIPS (spatial)"]
+    assert first.rows[0][1::2] == pytest.approx([value.item() for value in expected], rel=1e-4)
+    assert Protocol(**first.protocol).features == "lpips-alex-spatial"
+    by_position = ssim(x, y)[:, 1:].unflatten(1, (2, 4)).mean((0, 1)).tolist()
+    assert second.title == "SSIM by position in the group" and second.rows[0][1:] == pytest.approx(
+        by_position, rel=1e-4
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,16 +176,16 @@ def test_refinement_of_a_real_model(measure, videos, refiner):
 class Brightness:
     """In the place of I3D, which takes a second a clip: the mean of a video, whose FVD has a closed form."""
 
-    name, weights_sha256, resize, dim, min_frames = "brightness", "0" * 64, "as it is", 1, 1
-    seen: list[tuple[int, ...]] = []  # noqa: RUF012
-
-    def __init__(self, device):
-        type(self).seen = []
+    name, weights_sha256, resize, dim, min_frames, per = "brightness", "0" * 64, "as it is", 1, 1, "clip"
 
     def __call__(self, video):
-        self.seen.append(tuple(video.shape))
         assert video.abs().max() <= 1
         return video.mean((1, 2, 3, 4))[:, None]
+
+
+@pytest.fixture(autouse=True)
+def brightness(monkeypatch):
+    monkeypatch.setattr(evaluate, "make_extractor", lambda name, device, weights: Brightness())
 
 
 def fvd(real: torch.Tensor, fake: torch.Tensor) -> float:
@@ -165,35 +195,72 @@ def fvd(real: torch.Tensor, fake: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_fvd_of_both_decoders_against_real_clips_at_their_rate(
-    measure, videos, samples, refiner, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_fvd_of_both_decoders_against_real_clips_at_their_rate(measure, videos, samples, refiner, tmp_path, capsys):
     tables = measure("generation", vae=refiner, samples=samples, stride=2, per_video=2, batch=4)
-    real, fake = (9, 32, 32), (9, 32, 32)
-    assert Brightness.seen[:5] == [(1, 3, *fake)] * 5 and Brightness.seen[5:7] == [(4, 3, *real), (2, 3, *real)]
-    assert Brightness.seen[7:] == [(1, 3, 17, 32, 32)] * 5 + [(4, 3, 17, 32, 32), (2, 3, 17, 32, 32)]
-
     printed = capsys.readouterr().out
     model, names = vae.load(refiner), ["generated, D1", "generated, D2 (twice the rate)"]
     files = [load_latent(path) for path in sorted((samples / "latents").iterdir())]
-    for table, name, decode, frames, stride in zip(
-        tables, names, (model.decode, model.refine), (9, 17), (2, 1), strict=True
+    for table, name, decode, frames, stride, preset in zip(
+        tables, names, (model.decode, model.refine), (9, 17), (2, 1), ("univae", "univae-2x"), strict=True
     ):
         rendered = torch.cat([decode(file.latent[None]).sample.clamp(-1, 1) for file in files])
         clips = clips_of(videos, frames, stride, per_video=2)
         expected = fvd(clips.mean((1, 2, 3, 4)), rendered.mean((1, 2, 3, 4)))
-        assert table.header == ["", "FVD"] and table.rows[0][0] == name
-        assert table.rows[0][1] == pytest.approx(expected, rel=1e-3) and expected > 1e-4
+        assert table.header == ["", "FVD", "95 % from", "to", "floor", "floor N", "N real", "N fake"]
+        (row,) = table.rows
+        assert row[0] == name and row[1] == pytest.approx(expected, rel=1e-3) and expected > 1e-4
+        assert row[2] < row[1] < row[3] and row[4] >= 0 and row[5:] == [3, 6, 5]
         protocol = Protocol(**table.protocol)
         assert (protocol.frames, protocol.stride_real, protocol.stride_fake) == (frames, stride, 1)
-        assert (protocol.count_real, protocol.count_fake) == (6, 5)
+        assert (protocol.count_real, protocol.count_fake, protocol.preset) == (6, 5, preset)
         assert (protocol.metric, protocol.features, protocol.split) == ("FVD", "brightness", f"{videos.name}, all")
+        assert protocol.inputs == "real clips kept as mp4 (h264)"
         assert "biased upwards" in table.note and table.note in printed
     stored = json.loads((tmp_path / "generation" / "results.json").read_text())
     assert [Table(**table) for table in stored] == tables
     with pytest.raises(UserError, match="differ in frames"):
         require_same([Protocol(**table.protocol) for table in tables])
+
+
+def test_the_files_of_samples_are_measured_where_no_vae_is_named(measure, videos, samples):
+    """They passed through mp4, which the protocol says; their rates are those that lvdm sample has noted."""
+    tables = measure("generation", samples=samples, stride=2)
+    assert [table.rows[0][0] for table in tables] == ["samples, d1", "samples, d2"]
+    for table, folder, frames, stride in zip(tables, ("d1", "d2"), (9, 17), (2, 1), strict=True):
+        fake = torch.stack([to_float(read_video(path)).mean() for path in sorted((samples / folder).iterdir())])
+        real = clips_of(videos, frames, stride).mean((1, 2, 3, 4))
+        assert table.rows[0][1] == pytest.approx(fvd(real, fake), rel=1e-3)
+        assert table.protocol["inputs"].endswith("fake clips kept as mp4 (h264)")
+
+
+def test_a_changed_key_is_seen_in_the_name_of_the_protocol(measure, samples, refiner):
+    keys = {
+        "vae": refiner,
+        "samples": samples,
+        "protocol": "latte,tats",
+        "frames": 8,
+        "stride": 2,
+        "metrics": "fvd,kvd",
+    }
+    tables = measure("generation", **keys)
+    assert [(t.protocol["metric"], t.protocol["preset"]) for t in tables] == [
+        *((metric, "latte, changed: frames, stride_real") for metric in ("FVD", "KVD")),
+        *((metric, "tats, changed: frames, stride_real") for metric in ("FVD", "KVD")),
+    ]
+    assert [t.protocol["covariance"] for t in tables] == ["N", "", "N-1", ""]
+    assert [t.protocol["draw"] for t in tables] == 4 * ["random"]
+
+
+def test_rfvd_is_that_of_reconstructions_and_their_own_originals(measure, videos, vae_of, tmp_path):
+    (by_frames,) = measure("reconstruction", vae=vae_of(), frames=9, metrics="rfvd")
+    keys = {"protocol": "rfvd", "frames": 9, "out": tmp_path / "generation"}
+    (by_sets,) = measure("generation", vae=vae_of(), **keys)
+    x, model = clips_of(videos, 9), vae.load(vae_of())
+    with torch.no_grad():
+        y = model.reconstruct(x).clamp(-1, 1)
+    expected = fvd(x.mean((1, 2, 3, 4)), y.mean((1, 2, 3, 4)))
+    assert by_frames.rows[0][1] == pytest.approx(expected, rel=1e-3) and by_sets.rows == by_frames.rows
+    assert by_frames.protocol["preset"] == "rfvd" and by_frames.protocol["stride_fake"] == 1
 
 
 @pytest.fixture
@@ -206,22 +273,27 @@ def eight_fps(refiner, tmp_path):
     return tmp_path / "slow"
 
 
-def test_at_an_odd_stride_d2_has_no_counterpart(measure, eight_fps, refiner, monkeypatch):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_at_an_odd_stride_d2_has_no_counterpart(measure, eight_fps, refiner):
     (table,) = measure("generation", vae=refiner, samples=eight_fps, stride=3)
     assert table.rows[0][0] == "generated, D1" and "take an even stride" in table.note
 
 
+def test_without_a_stride_real_clips_play_as_the_samples_do(measure, eight_fps, samples, refiner, tmp_path):
+    (slow,) = measure("generation", vae=refiner, samples=eight_fps)
+    half, full = measure("generation", vae=refiner, samples=samples, out=tmp_path / "at-12")
+    assert [table.protocol["stride_real"] for table in (slow, half, full)] == [3, 2, 1]
+
+
 def test_a_stride_of_another_rate_is_refused(lvdm, videos, eight_fps, refiner, tmp_path, capsys):
     keys = {"samples": eight_fps, "videos": videos, "out": tmp_path / "out", "stride": 2, "size": SIZE}
-    assert lvdm("evaluate", "generation", vae=refiner, **keys) == 2
+    assert lvdm("evaluate generation", vae=refiner, **keys) == 2
     assert "stride=2: real clips play at 12 fps then, samples at 8" in (error := capsys.readouterr().err)
     assert "about 3" in error
 
 
 def test_a_rate_takes_the_clips_of_its_stride_and_the_protocol_names_it(measure, videos, vae_of, tmp_path):
     """The videos have 24 fps."""
-    keys = {"vae": vae_of(), "frames": 5}
+    keys = {"vae": vae_of(), "frames": 5, "metrics": "psnr"}
     (by_rate,) = measure("reconstruction", fps=8, out=tmp_path / "rate", **keys)
     (by_stride,) = measure("reconstruction", stride=3, out=tmp_path / "stride", **keys)
     assert by_rate.rows == by_stride.rows
@@ -230,28 +302,25 @@ def test_a_rate_takes_the_clips_of_its_stride_and_the_protocol_names_it(measure,
     assert by_rate.protocol["split"] == by_stride.protocol["split"] == f"{videos.name}, all"
 
 
-def test_generation_by_rate_is_generation_by_its_stride(measure, samples, refiner, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_generation_by_rate_is_generation_by_its_stride(measure, samples, refiner, tmp_path):
     by_rate = measure("generation", vae=refiner, samples=samples, fps=12, out=tmp_path / "rate")
     by_stride = measure("generation", vae=refiner, samples=samples, stride=2, out=tmp_path / "stride")
     assert [table.rows for table in by_rate] == [table.rows for table in by_stride] and len(by_rate) == 2
     assert [table.protocol["fps"] for table in by_rate] == [12, 24]
 
 
-def test_a_rate_whose_double_no_video_has_is_measured_for_d1_alone(measure, eight_fps, refiner, monkeypatch):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_a_rate_whose_double_no_video_has_is_measured_for_d1_alone(measure, eight_fps, refiner):
     (table,) = measure("generation", vae=refiner, samples=eight_fps, fps=8)
     assert table.rows[0][0] == "generated, D1" and "no real counterpart at 16 fps" in table.note
 
 
 def test_a_rate_other_than_the_samples_is_refused_with_both(lvdm, videos, eight_fps, refiner, tmp_path, capsys):
     keys = {"samples": eight_fps, "videos": videos, "out": tmp_path / "out", "size": SIZE}
-    assert lvdm("evaluate", "generation", vae=refiner, fps=12, **keys) == 2
+    assert lvdm("evaluate generation", vae=refiner, fps=12, **keys) == 2
     assert "fps=12: real clips play at 12 fps then, samples at 8" in capsys.readouterr().err
 
 
-def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_of, monkeypatch):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_of):
     (table,) = measure("generation", vae=vae_of(), samples=samples, stride=2)
     assert "D2" not in table.note
 
@@ -260,10 +329,14 @@ def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_o
 # Refused
 
 REFUSED = {
-    "what": ("recon", {}, "what='recon': expected one of reconstruction, refinement, generation (did you mean"),
+    "what": ("recon", {}, "lvdm evaluate: expected one of reconstruction, refinement, generation after it"),
+    "metric": ("reconstruction", {"metrics": "psnr,sim"}, "metrics=sim: expected some of psnr, pooled_psnr, ssim"),
+    "metric of another": ("refinement", {"metrics": "ip"}, "metrics=ip: expected some of psnr, ssim"),
     "refinement frames": ("refinement", {"frames": 13}, "frames=13: refinement needs 8n+1, e.g. 9 or 17"),
     "no D2": ("refinement", {}, "has no refinement decoder"),
-    "no samples": ("generation", {}, "samples: expected the folder that lvdm sample wrote"),
+    "no VAE": ("reconstruction", {"vae": ""}, "vae: expected the VAE to measure"),
+    "no samples": ("generation", {}, "samples=: expected the folder that lvdm sample wrote"),
+    "preset": ("generation", {"protocol": "late"}, "unknown preset 'late' (did you mean 'latte'?)"),
     "too long": ("reconstruction", {"frames": 41}, "need 41 consecutive frames in the all split"),
     "fps": ("reconstruction", {"fps": 9}, "fps=9: left/a.mp4 has 24 frames a second"),
     "negative fps": ("reconstruction", {"fps": -1}, "fps=-1"),
@@ -277,29 +350,26 @@ REFUSED = {
 def test_refused_in_one_line(what, keys, message, lvdm, videos, vae_of, tmp_path, capsys):
     open_index(videos)
     keys = {"vae": vae_of(), "videos": videos, "out": tmp_path / "out", "size": SIZE, "split": "all", **keys}
-    assert lvdm("evaluate", what, **keys) == 2
+    assert lvdm(f"evaluate {what}", **keys) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.rglob("results.json"))
 
 
 @pytest.mark.parametrize("left, real", [(1, 3), (5, 1)])
-def test_a_distance_of_fewer_than_two_is_refused(
-    left, real, lvdm, videos, samples, refiner, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(evaluate, "I3DFeatures", Brightness)
+def test_a_distance_of_fewer_than_two_is_refused(left, real, lvdm, videos, samples, refiner, tmp_path, capsys):
     for kind, kept, source in (("latents", left, samples / "latents"), ("videos", real, videos)):
         (tmp_path / kind).mkdir()
         for path in sorted(path for path in source.rglob("*") if path.is_file())[:kept]:
             (tmp_path / kind / path.name).symlink_to(path)
     keys = {"samples": tmp_path, "videos": tmp_path / "videos", "out": tmp_path / "out", "stride": 2, "size": SIZE}
-    assert lvdm("evaluate", "generation", vae=refiner, split="all", **keys) == 2
-    assert f"needs at least 2 videos a side, got {real} and {left}" in capsys.readouterr().err
+    assert lvdm("evaluate generation", vae=refiner, split="all", **keys) == 2
+    assert f"needs at least 2 videos a side, got {real} real and {left} samples" in capsys.readouterr().err
 
 
 def test_latents_of_another_vae_are_refused(lvdm, videos, samples, vae_of, tmp_path, capsys):
     keys = {"samples": samples, "videos": videos, "out": tmp_path / "out", "stride": 2}
-    assert lvdm("evaluate", "generation", vae=vae_of(seed=1), **keys) == 2
+    assert lvdm("evaluate generation", vae=vae_of(seed=1), **keys) == 2
     assert "its latent belongs to another VAE" in capsys.readouterr().err
 
 
@@ -307,8 +377,8 @@ def test_numbers_of_another_vae_under_the_same_path_are_not_shown_again(lvdm, vi
     model = vae_of()
     keys = {"vae": tmp_path / "vae", "videos": videos, "out": tmp_path / "out", "size": SIZE, "frames": 5}
     shutil.copytree(model, tmp_path / "vae")
-    assert lvdm("evaluate", "reconstruction", **keys) == 0
+    assert lvdm("evaluate reconstruction", metrics="psnr", **keys) == 0
     shutil.rmtree(tmp_path / "vae")
     shutil.copytree(vae_of(seed=1), tmp_path / "vae")
-    assert lvdm("evaluate", "reconstruction", **keys) == 2
+    assert lvdm("evaluate reconstruction", metrics="psnr", **keys) == 2
     assert "its vae changed since this run began" in capsys.readouterr().err

@@ -21,7 +21,6 @@ from lvdm.rng import generator
 from sample.configs import BenchModel, BenchRefine, BenchVAE
 from sample.zoo import made
 from vae.base import VideoVAE
-from vae.blocks import ResBlock
 
 WORKS = ("encode", "decode", "refine", "reconstruct")
 HEAD = ("work", "way", "T", "model")
@@ -267,7 +266,7 @@ def timed(
     placed = {name: place(model, device, precision) for name, model in models.items()}
     del models
     if config.compile:
-        placed |= {f"{name}, compiled": compiled(name, model) for name, model in placed.items()}
+        placed |= {f"{name}, compiled": compiled(model) for name, model in placed.items()}
     streaming = {name: model for name, model in placed.items() if model.streams}
     groups = [(placed, "whole"), (streaming, "stream")]
     todo: dict[tuple, Work] = {(bench.MATMUL, precision): bench.product(device, precision)}
@@ -286,15 +285,10 @@ def clip_of(config: BenchModel, device: torch.device) -> tuple[list[int], int]:
     return config.frames or ([17, 33, 65] if cuda else [9, 17, 33]), config.size or (256 if cuda else 64)
 
 
-def compiled(name: str, model: VideoVAE) -> VideoVAE:
+def compiled(model: VideoVAE) -> VideoVAE:
     """A copy whose residual blocks are compiled."""
     twin = copy.deepcopy(model)
-    blocks = [module for module in twin.modules() if isinstance(module, ResBlock)]
-    if not blocks:
-        raise UserError(f"compile=true: {name} has no blocks to compile; leave it out")
-    torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
-    for block in blocks:
-        block.compile(dynamic=False)
+    twin.compile_repeated_blocks()
     return twin
 
 

@@ -1,4 +1,4 @@
-"""Tables of the papers: every one at every scale is a sound plan; three are trained, one of them killed, and shown."""
+"""Tables of the papers: every one at every scale is a sound plan; some are made from end to end, one of them killed."""
 
 import csv
 import dataclasses
@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,16 @@ from omegaconf import OmegaConf
 import vae
 from lvdm import config as configs
 from lvdm.errors import UserError
+from lvdm.metrics.frames import flicker
 from lvdm.run import RunFolder
-from sample import comparison, scores
 from sample.configs import Reproduce
+from sample.measure import scores
+from sample.measure.scores import Scores, interval, of_clips
 from sample.plan import Step
-from sample.reproduce import Arm, Table, disk, load_table, models_of, over, plan_of, policies, seconds
-from sample.scores import Measure, Scores, flicker, interval, of_clips
+from sample.tables import comparison
+from sample.tables.estimate import disk, seconds
+from sample.tables.ordering import best_of, order
+from sample.tables.reproduce import Arm, Table, left_out, load_table, models_of, over, plan_of, policies, timing_of
 from train.vae import check_model
 
 TABLES = sorted(path.stem for path in (configs.configs_root() / "tables").glob("*.yaml"))
@@ -30,15 +35,27 @@ EVERY = pytest.mark.parametrize("table, scale", [(table, scale) for table in TAB
 
 
 @cache
+def table_of(name: str) -> Table:
+    return load_table(Reproduce(table=name, scale="tiny", out="here"))
+
+
+@cache
 def planned(table: str, scale: str, **keys):
     config = Reproduce(table=table, scale=scale, videos="my clips", out="here", **keys)
-    return config, load_table(config), plan_of(config, load_table(config))
+    return config, table_of(table), plan_of(config, table_of(table))
 
 
 @cache
 def resolved(table: str, scale: str) -> list:
     """The config of each step."""
     return [step.resolve() for step in planned(table, scale)[2].steps]
+
+
+def arms(table: str, scale: str) -> list:
+    """The configs of the trainings of the arms."""
+    config, loaded, _ = planned(table, scale)
+    outs = {model.vae for model in models_of(config, loaded) if model.trained}
+    return [step for step in resolved(table, scale) if step.out in outs]
 
 
 @cache
@@ -53,7 +70,15 @@ def on_meta(model: str, options: str) -> vae.base.VideoVAE:
 
 
 def test_there_are_tables():
-    assert TABLES == ["ivvae-gcconv", "odvae-fig4", "univae-fig6", "univae-norm", "univae-table3", "univae-v2"]
+    asked = {
+        "univae": "fig5 fig6 fig7 norm table1 table2 table3",
+        "odvae": "fig4 table1 table2 table3 table4",
+        "cvvae": "table1 table4 table5",
+        "ivvae": "gcconv table1 table2 table5 table6",
+    }
+    assert sorted(f"{paper}-{name}" for paper, names in asked.items() for name in names.split()) == TABLES
+    for table in map(table_of, TABLES):
+        assert all(isinstance(said, str) for said in table.shows_not) and table.title and table.says and table.protocol
 
 
 @EVERY
@@ -64,7 +89,7 @@ def test_every_model_takes_its_clips_and_what_it_starts_from_was_made_before(tab
     for step in steps:
         if hasattr(step, "kl_weight") and step.seed == 0:
             check_model(step, on_meta(step.model, json.dumps(step.model_args)))
-        for key in ("vae", "init", "source"):
+        for key in ("vae", "init", "source", "align_vae", "latents", "dit", "samples"):
             if (start := getattr(step, key, "")).startswith("here/"):
                 assert start in outs[: outs.index(step.out)]
 
@@ -79,18 +104,35 @@ def test_a_printed_command_is_its_step(table):
 
 @EVERY
 def test_all_models_of_a_table_see_the_same_clips_in_the_same_batches(table, scale):
+    free = {"out", "seed", "model", "model_args", "init", "vae", "inject", "align_vae", "align", "align_mapping"}
+    trained = arms(table, scale)
+    for arm in trained[1:]:
+        idle = set() if arm.adversarial_weight else {"update", "discriminator_norm"}
+        assert {key for key in vars(arm) if getattr(arm, key) != getattr(trained[0], key)} <= free | idle
+
+
+@EVERY
+def test_every_arm_is_trained_with_every_seed_or_can_be_given(table, scale):
     config, loaded, _ = planned(table, scale)
-    arms = resolved(table, scale)[len(loaded.steps) :]
-    assert len(arms) == len(models_of(config, loaded)) == loaded.scales[scale].seeds * len(loaded.arms)
-    free = {"out", "seed", "model", "model_args", "init", "vae", "inject"}
-    for arm in arms[1:]:
-        assert {key for key in vars(arm) if getattr(arm, key) != getattr(arms[0], key)} <= free
+    if loaded.what == "speed":
+        assert set(timing_of(config, loaded).models) == set(loaded.arms)
+        return
+    models, absent = models_of(config, loaded), left_out(config, loaded)
+    assert {model.arm.name for model in models} | absent.keys() == loaded.arms.keys()
+    seeds = loaded.scales[scale].seeds
+    assert len(arms(table, scale)) == seeds * sum(model.trained for model in models if not model.seed)
+    for name in absent:
+        key = absent[name].split("=")[0].removeprefix("given.")
+        had = models_of(dataclasses.replace(config, given={key: "a/model"}), loaded)
+        assert [model.vae for model in had if model.arm.name == name] == ["a/model"]
 
 
 @EVERY
 def test_lengths_fit_what_is_measured(table, scale):
     _, loaded, _ = planned(table, scale)
     chosen = loaded.scales[scale]
+    if loaded.what == "speed":
+        assert all(side % 8 == 0 for side in timing_of(*planned(table, scale)[:2]).size)
     factor = 8 if loaded.what == "refinement" else 4
     assert all(frames % factor == 1 for frames in chosen.frames) and chosen.size % 8 == 0
     assert chosen.frames == sorted(chosen.frames)
@@ -98,36 +140,83 @@ def test_lengths_fit_what_is_measured(table, scale):
 
 def test_paper_scale_takes_the_recipes_as_they_are():
     _, loaded, plan = planned("univae-table3", "paper")
-    for arm, step, given in zip(loaded.arms, plan.steps, resolved("univae-table3", "paper"), strict=True):
+    for arm, step, given in zip(loaded.arms.values(), plan.steps, resolved("univae-table3", "paper"), strict=True):
         recipe = configs.load(step.config_class(), arm.config)
         changed = {key for key in vars(given) if getattr(given, key) != getattr(recipe, key)}
         assert changed == {"out", "videos", "labels", "holdout"}
 
 
-def test_the_papers_numbers_are_the_papers():
-    _, loaded, _ = planned("univae-table3", "paper")
-    assert [arm.paper["PSNR"] for arm in loaded.arms] == [31.16, 34.08, 34.13]
-    assert [arm.paper["SSIM"] for arm in loaded.arms] == [0.8694, 0.8785, 0.8783]
-    assert [arm.paper["LPIPS"] for arm in loaded.arms] == [0.0586, 0.0527, 0.0525]
+PAPERS = {
+    ("univae-table3", "PSNR"): [31.16, 34.08, 34.13],
+    ("univae-table3", "SSIM"): [0.8694, 0.8785, 0.8783],
+    ("univae-table3", "LPIPS"): [0.0586, 0.0527, 0.0525],
+    ("univae-table1", "PSNR"): [31.16, 26.26, 30.19, 31.15, 23.10, 30.76, 31.12, 34.13],
+    ("univae-table2", "FVD, UCF101"): [8742.42, 8047.60, 7777.71],
+    ("univae-table2", "KVD, SkyTimelapse"): [11.25, 9.41, 9.56],
+    ("odvae-table1", "LPIPS, Panda-70M"): [0.0454, 0.0722, 0.0396, 0.0379, 0.2858, 0.0673, 0.0666],
+    ("odvae-table1", "parameters (M)"): [239.19, 69.00, 83.65, 97.74, 52.19, 182.45, 393.34],
+    ("odvae-table2", "IS, UCF101"): [58.98, 33.00, 31.41, 61.11, 53.13],
+    ("odvae-table2", "it/s, SkyTimelapse"): [1.76, 0.86, 0.86, 1.29, 1.49],
+    ("odvae-table3", "encode (it/s)"): [4.13, 2.15, 2.44, 4.13],
+    ("odvae-table4", "PSNR"): [31.05, 30.98],
+    ("cvvae-table1", "PSNR, COCO"): [27.6, 27.7, 26.6, 22.7, 23.4, 27.0],
+    ("cvvae-table4", "SSIM"): [0.803, 0.748, 0.795],
+    ("cvvae-table5", "LPIPS"): [0.153, 0.191, 0.172, 0.168],
+    ("ivvae-table1", "LPIPS"): [0.05152, 0.02158, 0.08041, 0.08016, 0.05457, 0.02849],
+    ("ivvae-table2", "FVD, FaceForensics"): [259.8, 328.2, 316.3, 285.5],
+    ("ivvae-table5", "SSIM, position 2"): [0.8986, 0.9049, 0.9103, 0.9167],
+    ("ivvae-table6", "both (s)"): [3.3, 5.4, 3.8, 3.8, 6.3],
+}
+"""Read in the papers' text, in the order of the arms."""
+
+
+@pytest.mark.parametrize("table, metric", PAPERS)
+def test_the_papers_numbers_are_the_papers(table, metric):
+    told = [arm.paper.get(metric) for arm in planned(table, "paper")[1].arms.values()]
+    assert [number for number in told if number is not None] == PAPERS[table, metric]
+
+
+def test_differences_between_positions_in_a_group_are_those_of_its_numbers():
+    for arm in planned("ivvae-table5", "paper")[1].arms.values():
+        ssim = [arm.paper[f"SSIM, position {i}"] for i in (1, 2, 3, 4)]
+        assert max(ssim) - min(ssim) == pytest.approx(arm.paper["SSIM, largest difference"], abs=1e-9)
 
 
 def test_seeds_come_one_after_the_other_and_the_stages_once():
-    config, loaded, plan = planned("univae-v2", "tiny", seeds=2)
+    config, loaded, plan = planned("univae-fig7", "tiny", seeds=2)
     assert [step.verb for step in plan.steps] == ["train vae"] + 10 * ["train refine"]
     assert [model.seed for model in models_of(config, loaded)] == 5 * [0] + 5 * [1]
     assert [step.resolve().seed for step in plan.steps] == [0] + 5 * [0] + 5 * [1]
 
 
-def test_a_scale_replaces_whole_keys_and_null_leaves_them():
-    assert over({"a.b": 1, "a.c": 2, "ab": 3}, {"a": {"b": 4}, "ab": None}) == {"ab": 3, "a": {"b": 4}}
+def test_a_scale_replaces_whole_keys_and_null_takes_them_back():
+    assert over({"a.b": 1, "a.c": 2, "ab": 3}, {"a": {"b": 4}}) == {"ab": 3, "a": {"b": 4}}
+    assert over({"a.b": 1, "ab": 3}, {"ab": None, "c": None}) == {"a.b": 1}
 
 
 def test_hours_and_disk_follow_samples_and_width():
     _, _, plan = planned("univae-table3", "paper")
-    step = plan.steps[0]
-    assert seconds(step, 128) == pytest.approx(3_040_000 * 25 * 256**2 * 0.631 / (8 * 17 * 128**2))
-    assert seconds(step, 64) == seconds(step, 128) / 2
-    assert disk(step, 128) == (3 * 16 + 4) * 240e6 == 4 * disk(step, 64)
+    step = "train vae", plan.steps[0].resolve()
+    assert seconds(*step, 128) == pytest.approx(3_040_000 * 25 * 256**2 * 0.631 / (8 * 17 * 128**2))
+    assert seconds(*step, 64) == seconds(*step, 128) / 2
+    assert disk(*step, 128) == (3 * 16 + 4) * 240e6 == 4 * disk(*step, 64)
+
+
+def test_hours_of_a_chain_are_those_of_the_published_steps():
+    """Latte-XL/2 took 0.3206 s for 8 of 16 latent frames of 32x32."""
+    steps = {step.verb: step.resolve() for step in planned("ivvae-table2", "small")[2].steps}
+    transformer = dataclasses.replace(steps["train dit"], model="latte-xl/2", model_args={})
+    before = {
+        "train latents": dataclasses.replace(steps["train latents"], frames=61, size=256),
+        "train dit": transformer,
+    }
+    trained = seconds("train dit", transformer, 128, before)
+    assert trained == pytest.approx(transformer.total * 0.3206 / 8)
+    small = dataclasses.replace(transformer, model="latte-b/2")
+    assert seconds("train dit", small, 128, before) == pytest.approx(trained * 12 * 768**2 / (28 * 1152**2))
+    assert disk("train dit", transformer, 1) == pytest.approx((3 * 16 + 4) * 674e6, rel=0.01)
+    drawn = seconds("sample", dataclasses.replace(steps["sample"], count=8, steps=1), 128, before)
+    assert drawn == pytest.approx(0.1155)
 
 
 def mixed() -> Step:
@@ -140,7 +229,7 @@ def mixed() -> Step:
 
 def test_hours_of_a_mixture_are_those_of_its_kinds():
     video, image = 60 * 5 * 32**2 + 25 * 9 * 32**2, 75 * 64**2 / 2.2
-    assert seconds(mixed(), 128) == pytest.approx((video + image) * 0.631 / (8 * 17 * 128**2))
+    assert seconds("train vae", mixed().resolve(), 128) == pytest.approx((video + image) * 0.631 / (8 * 17 * 128**2))
 
 
 def test_clips_of_every_kind_and_stride_are_looked_for():
@@ -156,15 +245,15 @@ def test_clips_of_every_kind_and_stride_are_looked_for():
 @pytest.mark.parametrize("table", TABLES)
 def test_printing_writes_nothing(table, tmp_path, capsys, monkeypatch, lvdm):
     monkeypatch.chdir(tmp_path)
-    assert lvdm("reproduce", table, "--plan", scale="paper") == 0
+    assert lvdm("reproduce", table, "--plan", scale="paper", videos="my clips", out="here") == 0
     printed = capsys.readouterr().out
-    assert re.search(r"about [\d.,]+ hours of one H200.*not measured.* GB of disk$", printed.strip())
+    assert re.search(r"(about [\d.,]+|under 0.1) hours of one H200.*not measured.* GB of disk$", printed.strip())
     assert not list(tmp_path.iterdir())
 
 
 def test_printing_needs_no_torch(tmp_path):
     heavy = {"torch", "numpy", "av", "diffusers", "accelerate"}
-    words = ["reproduce", "univae-v2", "scale=tiny", "--plan"]
+    words = ["reproduce", "univae-fig7", "scale=tiny", "--plan"]
     code = f"import sys; from lvdm.cli import main; sys.exit(main({words}) or bool({heavy} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -179,7 +268,46 @@ def test_a_wrong_table_lists_the_right_ones(lvdm, capsys, tmp_path):
     assert lvdm("reproduce", tmp_path / "own.yaml", "--plan") == 2
     assert "unknown key 'claims'" in capsys.readouterr().err
     with pytest.raises(UserError, match="names that differ"):
-        Table(arms=[Arm("A b"), Arm("a-B")])
+        Table(arms={"A b": Arm(), "a-B": Arm()})
+
+
+@pytest.mark.parametrize(
+    "table, key, said",
+    [
+        ("univae-table3", "given.f_3_7", "given.f_3_7: expected given. with one of f_3, f_3_5, f_3_5_7_9"),
+        ("univae-table2", "sets.ucf", "sets.ucf: expected sets. with one of ucf101, sky (did you mean 'ucf101'?)"),
+        ("univae-table3", "sets.sky", "sets.sky: this table has none"),
+    ],
+)
+def test_unknown_names_of_models_and_datasets_are_refused(table, key, said, lvdm, capsys):
+    assert lvdm("reproduce", table, f"{key}=somewhere", "--plan") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_given_is_neither_trained_nor_made_from():
+    given = {"image": "sd", "vqgan": "codes", "cv_vae_3d": "published"}
+    config = Reproduce(table="cvvae-table1", scale="tiny", videos="my clips", out="here", given=given)
+    steps = {step.name: step.resolve() for step in plan_of(config, table_of(config.table)).steps}
+    assert "image" not in steps and steps["half"].source == "sd" == steps["CV-VAE (2D+3D)"].align_vae
+    models = {model.arm.name: model for model in models_of(config, table_of(config.table))}
+    assert "CV-VAE (3D)" not in steps and models["CV-VAE (3D)"].vae == "published"
+    assert (models["VAE-SD2.1"].vae, models["VQGAN"].vae) == ("sd", "codes") and "TATS" not in models
+
+
+def test_an_inception_score_is_measured_where_its_weights_are_given():
+    def verbs(**keys):
+        return [step.name for step in planned("ivvae-table2", "tiny", **keys)[2].steps if "inception" in step.name]
+
+    assert verbs() == [] and verbs(c3d="c3d.pt")[0] == "IV-VAE, UCF101: inception" and len(verbs(c3d="c3d.pt")) == 8
+
+
+def test_datasets_have_their_own_folders_and_recipes():
+    config = Reproduce(table="univae-table2", scale="paper", videos="web", out="here", sets={"ucf101": "ucf"})
+    steps = {step.name: step.resolve() for step in plan_of(config, table_of(config.table)).steps}
+    ucf, sky = (steps[f"UniVAE, {name}: latents"] for name in ("UCF101", "SkyTimelapse"))
+    assert (ucf.videos, ucf.labels, sky.videos, sky.labels) == ("ucf", "auto", "web", "none")
+    assert steps["UniVAE, UCF101: transformer"].condition == "class"
+    assert steps["UniVAE, SkyTimelapse: transformer"].condition == "none"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,28 +352,51 @@ def result(offset: float, videos: int = 6) -> Scores:
     psnr = [[k + offset, k + offset + 1, k + offset + 2] for k in range(videos)]
     ones = [[1.0] * 3 for _ in range(videos)]
     values = {metric: psnr if metric == "PSNR" else ones for metric in ("PSNR", "SSIM", "LPIPS", "flicker")}
-    protocol = {field.name: 1 for field in dataclasses.fields(comparison.Protocol)} | {"metric": "PSNR"}
+    protocol = {field.name: 1 for field in dataclasses.fields(comparison.Protocol)}
+    protocol |= dict.fromkeys(("metric", "weights_sha256", "preset", "draw", "covariance", "inputs"), "") | {
+        "fps": None
+    }
     return Scores(protocol, [str(k) for k in range(videos)], {"model": values})
 
 
 def rows(*offsets: tuple[float, ...], videos: int = 6) -> list[comparison.Row]:
     """PSNR of the three models of a table, each with an offset a seed."""
     _, table, _ = planned("univae-table3", "tiny")
-    runs = {arm.name: [{3: result(o, videos)} for o in own] for arm, own in zip(table.arms, offsets, strict=True)}
+    runs = {name: [{3: result(o, videos)} for o in own] for name, own in zip(table.arms, offsets, strict=True)}
     return comparison.rows_of(table, runs)
 
 
 def test_rows_are_paired_differences_beside_the_papers():
     found = rows((0, 0), (1, 3), (-1, 3))
-    base, better, torn = [row for row in found if row.metric == "PSNR (dB)"]
+    base, better, _ = [row for row in found if row.metric == "PSNR (dB)"]
     assert (base.mean, base.difference, base.clear) == (3.5, 0, False)  # the mean of 0 to 5, and 1
     assert base.low < 3.5 < base.high and base.high - base.low > 1
     assert (better.mean, better.difference, better.difference_low, better.difference_high) == (5.5, 2, 2, 2)
     assert (better.seeds, better.seed_differences, better.videos) == ([4.5, 6.5], [1, 3], 6)
     assert (better.paper, better.paper_difference) == (34.08, 2.92)
-    assert comparison.order("PSNR", [base, better, torn]).startswith("PSNR, ours: F = [3, 5], then F = [3, 5, 7, 9]")
     assert [row.mean for row in found if row.metric == "PSNR, first frame"] == [2.5, 4.5, 3.5]
     assert of_clips([result(0)], "model", "PSNR").tolist() == [[1, 2, 3, 4, 5, 6]]
+
+
+def test_orders_say_how_many_pairs_stand_alike():
+    ours, papers = {"a": 3.0, "b": 2.0, "c": 1.0}, {"a": 2.0, "b": 3.0, "c": 1.0}
+    alike = "PSNR, ours: a, then b, then c; the paper's: b, then a, then c (2 of 3 pairs alike)."
+    assert order("PSNR", ours, papers) == alike
+    assert order("LPIPS", ours, {"a": 1.0, "b": None}) == "LPIPS, ours: c, then b, then a."
+    ends = {"PSNR": "max", "IS": "max", "it/s, UCF101": "max", "FVD": "min", "SSIM, largest difference": "min"}
+    assert best_of([*ends, "parameters (M)"]) == ends
+
+
+def test_positions_are_those_in_the_groups_after_the_first_frame():
+    """Frame k of nine has an SSIM of k: positions are means of 1 and 5, 2 and 6, ..."""
+    _, table, _ = planned("ivvae-table5", "tiny")
+    own = result(0.0)
+    for scored in (own.values["model"], own.values.setdefault("upscaled 1/8 thumbnail", {})):
+        scored |= {metric: [[float(k) for k in range(9)]] * 6 for metric in ("PSNR", "SSIM", "LPIPS", "flicker")}
+    found = comparison.rows_of(table, {"baseline": [{9: own}]})
+    assert [row.mean for row in found if row.metric != "PSNR (dB)"] == [3.0, 4.0, 5.0, 6.0]
+    shown = comparison.ours(table, found, own)
+    assert shown.header[-1] == "SSIM, largest difference" and [line[-1] for line in shown.rows] == [3.0, 3.0]
 
 
 def test_a_difference_is_clear_only_where_seeds_agree_and_videos_suffice():
@@ -258,7 +409,7 @@ def test_a_difference_is_clear_only_where_seeds_agree_and_videos_suffice():
 
 
 def test_measured_frames_are_the_same_at_every_length(videos, vae_of, tmp_path):
-    config = Measure(str(tmp_path), vae_of(), videos=str(videos), frames=[5, 9], size=32, per_video=2)
+    config = scores.Measure(str(tmp_path), vae_of(), videos=str(videos), frames=[5, 9], size=32, per_video=2)
     scores.run(config)
     found = scores.read(tmp_path)
     assert len(found[9].sources) == 6 and found[5].sources == found[9].sources
@@ -274,11 +425,11 @@ def test_measured_frames_are_the_same_at_every_length(videos, vae_of, tmp_path):
 
 TRIED = {
     "univae-table3": ("F = [3]", "F = [3, 5]"),
-    "univae-v2": ("add", "none"),
+    "univae-fig7": ("UniVAE", "UniVAE-V2"),
     "odvae-fig4": ("variant 4, tail", "variant 1, tail"),
 }
 """Tables of every shape (models alone, a refinement of one stage 1, models that start from others), two arms each."""
-FRAMES = {"univae-table3": 5, "univae-v2": 9, "odvae-fig4": 5}
+FRAMES = {"univae-table3": 5, "univae-fig7": 9, "odvae-fig4": 5}
 """Of the measured clips. Shots hold out 8 frames; refinements, whose clips have 8n+1, are measured on whole shots."""
 FEW = """
 scales:
@@ -305,7 +456,7 @@ def trial(tmp_path_factory):
     def write(table: str):
         own = OmegaConf.merge(configs.read_yaml(f"tables/{table}.yaml"), OmegaConf.create(FEW))
         own = OmegaConf.to_container(own, resolve=False)
-        own["arms"] = [arm for arm in own["arms"] if arm["name"] in TRIED[table]]
+        own["arms"] = {name: arm for name, arm in own["arms"].items() if name in TRIED[table]}
         used = [step for step in own["steps"] if step["verb"] == "train vae" or f"/{step['name']}" in str(own["arms"])]
         own["steps"], own["scales"]["tiny"]["frames"] = used, [FRAMES[table]]
         OmegaConf.save(own, folder / f"{table}.yaml")
@@ -337,7 +488,7 @@ def test_the_page_has_all_numbers_in_all_formats(table, page):
         assert row["low"] <= row["mean"] <= row["high"] and float(line["mean"]) == row["mean"]
     loaded = load_table(Reproduce(table=table, scale="tiny"))
     part = slice(1, None, 2) if loaded.what == "refinement" else slice(None)
-    folder = next(arm.folder for arm in loaded.arms if arm.name == last)
+    folder = loaded.arms[last].folder
     found = scores.read(out / "scores" / f"{folder}-0")[FRAMES[table]]
     shown = next(row for row in results if row["arm"] == last and row["metric"].startswith("PSNR"))
     written = torch.tensor(found.values["model"]["PSNR"])[:, part]
@@ -365,7 +516,7 @@ def test_the_papers_numbers_stand_beside_ours(page):
 
 
 def test_arms_of_a_refinement_share_stage_1_and_differ_in_d2(page):
-    stage1, add, none = (vae.load(str(page("univae-v2") / name)) for name in ("stage1", "add-0", "none-0"))
+    stage1, add, none = (vae.load(str(page("univae-fig7") / name)) for name in ("stage1", "univae-0", "univae-v2-0"))
     for key, value in stage1.state_dict().items():
         assert torch.equal(value, add.state_dict()[key]) and torch.equal(value, none.state_dict()[key])
     assert (add.config["inject"], none.config["inject"]) == ("add", "none")
@@ -418,3 +569,98 @@ def test_clips_that_are_too_short_are_refused_before_training(changed, said, tri
     own.write_text(f"base: {trial('univae-table3')}\nscales: {{tiny: {{{changed}}}}}\n")
     assert lvdm("reproduce", own, videos=videos, val=videos, scale="tiny", out=tmp_path / "out") == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_every_table_has_its_place_in_the_documents():
+    text = (Path(__file__).parents[3] / "docs" / "results.md").read_text()
+    named = set(re.findall(r"^    lvdm reproduce ([\w-]+) ", text, re.M))
+    assert named == set(TABLES) and text.count("\n## ") == 2 + len(TABLES)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables of other kinds
+
+
+def altered(table: str, changes: str, folder, keep: dict[str, list[str]]) -> Path:
+    """A table of ours with changes, of which only those arms and the like stay that `keep` names."""
+    own = OmegaConf.merge(configs.read_yaml(f"tables/{table}.yaml"), OmegaConf.create(changes))
+    own = OmegaConf.to_container(own, resolve=False)
+    for key, names in keep.items():
+        if isinstance(own[key], dict):
+            own[key] = {name: own[key][name] for name in names}
+        else:
+            own[key] = [stage for stage in own[key] if stage["name"] in names]
+    OmegaConf.save(own, folder / f"{table}.yaml")
+    return folder / f"{table}.yaml"
+
+
+GENERATED = """
+scales:
+  tiny:
+    published: true
+    frames: [5]
+    size: 32
+    set:
+      train latents: {frames: 9, size: 32, per_video: 2}
+      train dit:
+        model_args: {width: 32, depth: 2, heads: 2}
+        phases: [{samples: 4, batch: 2, lr: 1.0e-3}]
+        log_every: 2
+      sample: {count: 3, steps: 2, batch: 3}
+      evaluate generation: {per_video: 2}
+"""
+
+
+def test_what_is_generated_stands_beside_its_floor(lvdm, videos, vae_of, tmp_path, capsys):
+    keep = {"datasets": ["ucf101"], "chain": ["latents", "transformer", "samples", "distances"]}
+    table, out = altered("univae-table2", GENERATED, tmp_path, keep), tmp_path / "out"
+    keys = {"scale": "tiny", "out": out, "sets.ucf101": videos, "videos": videos, "given.univae": vae_of()}
+    assert lvdm("reproduce", table, **keys) == 0
+    said = capsys.readouterr().out
+    assert "CV-VAE: left out; to have it: given.cv_vae=WEIGHTS (the release of CV-VAE)" in said
+    results = json.loads((out / "results.json").read_text())["results"]
+    apart = {row["metric"]: row for row in results if "dataset" in row}
+    assert list(apart) == ["FVD", "KVD"] and {row["arm"] for row in results} == {"UniVAE"}
+    assert apart["FVD"]["mean"] > 0 <= apart["FVD"]["floor"] and apart["KVD"]["fake"] == 3
+    assert (apart["FVD"]["paper"], apart["KVD"]["paper"]) == (7777.71, 19.35)
+    assert "2048" in apart["FVD"]["warning"] and len(list(csv.DictReader((out / "results.csv").open()))) == 5 + 2
+    page = (out / "index.html").read_text()
+    for shown in ("UCF101, sample 1", "UCF101: Fr", "floor", "7,778", "given.od_vae=WEIGHTS", "lvdm train dit"):
+        assert shown in page
+    assert page.count("<video") == 2 * 2 + 2  # two clips and their reconstructions, two samples
+    assert lvdm("reproduce", table, **keys) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 4
+
+
+def test_tiles_are_measured_beside_whole_clips(lvdm, videos, inexact, tmp_path):
+    out = tmp_path / "out"
+    table = altered("odvae-table4", "scales: {tiny: {size: 32, per_video: 1}}", tmp_path, {})
+    keys = {"scale": "tiny", "videos": videos, "val": videos, "out": out, "given.odvae": inexact}
+    assert lvdm("reproduce", table, **keys) == 0
+    found = {row["arm"]: row for row in json.loads((out / "results.json").read_text())["results"]}
+    assert found["in groups"]["difference"] != 0 == found["at once"]["difference"]
+    whole, tiled = (scores.read(out / "scores" / f"{name}-0")[17].values["model"]["PSNR"] for name in FOLDERS)
+    first = [torch.tensor(values)[:, :1] for values in (whole, tiled)]
+    assert whole != tiled and all(values.isfinite().all() for values in first)
+    assert not (out / "odvae").exists() and (out / "index.html").read_text().count("<video") == 2 * 3
+
+
+FOLDERS = ("at-once", "in-groups")
+
+
+def test_speeds_stand_beside_the_papers_ratios(lvdm, tmp_path):
+    changes = "scales: {tiny: {frames: [5], size: 16, aspect: 1.0, rounds: 2}}"
+    table = altered("ivvae-table6", changes, tmp_path, {"arms": ["IV-VAE", "CV-VAE", "UniVAE"]})
+    out = tmp_path / "out"
+    assert lvdm("reproduce", table, scale="tiny", out=out) == 0
+    results = json.loads((out / "results.json").read_text())["results"]
+    figures = {(row["arm"], row["metric"]): row for row in results if "times" in row}
+    assert len(figures) == 9 and {row["seconds"] is not None for row in results if "seconds" in row} == {True}
+    both, encode, decode = (figures["CV-VAE", f"{name} (s)"] for name in ("both", "encode", "decode"))
+    assert both["mean"] == pytest.approx(encode["mean"] + decode["mean"], rel=0.5)
+    assert encode["paper_times"] == pytest.approx(1.9 / 1.3) and figures["UniVAE", "both (s)"]["paper"] is None
+    assert figures["IV-VAE", "decode (s)"]["times"] == 1
+    before = (out / "timing" / "results.json").stat().st_mtime_ns
+    assert lvdm("reproduce", table, scale="tiny", out=out) == 0
+    assert (out / "timing" / "results.json").stat().st_mtime_ns == before
+    assert "106,978" not in (page := (out / "index.html").read_text()) and "107,170,842" in page

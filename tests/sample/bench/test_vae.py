@@ -8,7 +8,7 @@ import torch
 import vae
 from lvdm import bench
 from lvdm.bench import MATMUL
-from sample.bench_vae import Case, measure
+from sample.bench.vae import Case, measure
 
 TINY = {"width": 16, "blocks": 1}
 KEYS = {"model_args.width": 16, "model_args.blocks": 1, "size": 16, "rounds": 2, "precision": "fp32"}
@@ -96,7 +96,7 @@ def test_refine_is_told_a_rendered_frame(lvdm, tmp_path, capsys):
         ("bench vae", [], {"frames": 5, "ways": "streams"}, "ways=streams: expected whole, stream or both"),
         ("bench vae", [], {"frames": 5, "against": "odvea"}, "did you mean 'odvae'"),
         ("bench vae", [], {"frames": 5, "against": "univae:widht=16"}, "widht"),
-        ("bench vae", ["sdvae"], {"frames": 5, "compile": "true"}, "sdvae has no blocks to compile"),
+        ("bench vae", ["sdvae"], {"frames": 5, "compile": "true"}, "AutoencoderKL has no blocks to compile"),
     ],
 )
 def test_bad_input_is_one_line(lvdm, verb, words, keys, says, capsys):

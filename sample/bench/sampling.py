@@ -7,7 +7,8 @@ from lvdm import bench
 from lvdm.bench import DTYPES, Row, Work
 from lvdm.cli import program
 from lvdm.rng import generator
-from sample import bench_dit, bench_vae
+from sample.bench import dit as bench_dit
+from sample.bench import vae as bench_vae
 from sample.configs import BenchDiT, BenchSample
 from sample.render import frames, require_refiner
 from vae.base import VideoVAE

@@ -8,7 +8,7 @@ import torch
 from lvdm import bench
 from lvdm.bench import ratio
 from lvdm.diffusion import GaussianDiffusion
-from sample import bench_dit
+from sample.bench import dit as bench_dit
 from sample.configs import BenchDiT
 
 TINY = {"model": "latte-s/2", "model_args": {"depth": 2, "width": 32, "heads": 2}, "batch": 2, "frames": 3}

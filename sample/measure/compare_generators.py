@@ -1,0 +1,172 @@
+"""Generators in one protocol, side by side (`lvdm compare`): FVD and KVD with intervals and floor, and their videos."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from lvdm.errors import UserError
+from lvdm.files import write_text
+from lvdm.media import write_mp4
+from lvdm.metrics.protocol import preset, require_same
+from lvdm.report import Page, Player
+from lvdm.run import RunFolder
+from sample.configs import Compare, EvaluateGeneration
+from sample.measure.evaluate import networks
+from sample.measure.sets import Report, Row, measure
+from sample.measure.sides import Sides, sides_of
+from sample.measure.views import command, labels, versions
+from sample.tables.comparison import commit
+
+Titles = dict[str, dict[str, int]]
+"""Title -> generator -> the number of its video."""
+
+
+def run(config: Compare) -> Path:
+    """Writes index.html and results.json to `config.out` and prints the numbers.
+
+    Features come from the user's cache where it has them, so that one generator more is the only one looked at.
+    """
+    folder = RunFolder(config.out, config)
+    both = {name: both_sides(config, spec) for name, spec in zip(labels(config.models), config.models, strict=True)}
+    require_equal_counts(both)
+    found = measured(config, both)
+    stored = {name: [asdict(row) for row in report.rows] for name, report in found.items()}
+    write_text(folder.path / "results.json", json.dumps(stored, indent=2))
+    page = write_page(config, both, found, folder.path)
+    print(text(found))
+    print(f"{page}: open it in a browser")
+    return page
+
+
+def both_sides(config: Compare, spec: str) -> Sides:
+    """Real clips and those of one generator, as `lvdm evaluate generation` has them."""
+    asked = ("videos", "per_video", "holdout", "batch", "frames", "size", "stride", "count", "features", "weights")
+    keys = {key: getattr(config, key) for key in asked}
+    evaluation = EvaluateGeneration(samples=spec, **keys, **({"metrics": config.metrics} if config.metrics else {}))
+    return sides_of(evaluation, preset(config.protocol or "univae"), None)
+
+
+def require_equal_counts(both: dict[str, Sides]) -> None:
+    """Refuses sets of different sizes, whose distances are biased differently."""
+    counts = {name: side.fake.count for name, side in both.items()}
+    if len(set(counts.values())) > 1:
+        there = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        least = min(counts.values())
+        raise UserError(f"{there} videos: distances at different counts cannot be compared; set count={least}")
+
+
+def measured(config: Compare, both: dict[str, Sides]) -> dict[str, Report]:
+    """The numbers of every generator; a UserError where their protocols differ."""
+    network, metrics = networks(config.weights), config.metrics or ["fvd", "kvd"]
+    found = {n: measure(s.real, s.fake, s.preset, metrics, network, config.batch) for n, s in both.items()}
+    for rows in zip(*(report.rows for report in found.values()), strict=True):
+        # what a set lost before it was read is said below the table, and does not part generators
+        require_same(replace(row.protocol, inputs="") for row in rows)
+    return found
+
+
+def text(found: dict[str, Report]) -> str:
+    """For the terminal."""
+    return "\n".join(
+        f"{row.metric.upper()} {name}: {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]"
+        + (f", floor {row.floor.mean:.4g} at N = {row.floor.count}" if row.floor else "")
+        for name, report in found.items()
+        for row in report.rows
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def write_page(config: Compare, both: dict[str, Sides], found: dict[str, Report], out: Path) -> Path:
+    """index.html, and the mp4 files it shows."""
+    names, real = list(both), next(iter(both.values())).real
+    page = Page(" and ".join([", ".join(names[:-1]), names[-1]]), f"{len(names)} generators in one protocol.")
+    page.facts(
+        {
+            "real clips": f"{real.count} of {real.name}",
+            "generated": f"{next(iter(both.values())).fake.count} of each",
+            "versions": versions(commit()),
+            "command": command("compare", config),
+        }
+    )
+    page.section(
+        "Numbers",
+        "In brackets the 95 % interval (a jackknife over videos). The floor is the same metric of real clips against"
+        " other real clips. Where intervals overlap, the order is not known.",
+    )
+    add_tables(page, found)
+    shutil.rmtree(out / "clips", ignore_errors=True)  # those shown before
+    page.section("Side by side", "Space plays and pauses, the arrow keys go frame by frame.")
+    for number, (title, of) in enumerate(matched(config, both).items()):
+        players = []
+        for name, index in of.items():
+            path = out / "clips" / f"{number:03d}-{len(players)}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fake = both[name].fake
+            write_mp4(path, clip_of(both[name], index).permute(1, 2, 3, 0), fake.rates[0] if fake.rates else 25)
+            players.append(Player(name, path))
+        page.players(players, title=title, anchor=f"clip-{number}")
+    return page.write(out / "index.html")
+
+
+def add_tables(page: Page, found: dict[str, Report]) -> None:
+    """A table a metric; the best is set in bold only where its interval is apart from all others."""
+    for rows in zip(*(report.rows for report in found.values()), strict=True):
+        cells = []
+        for name, row in zip(found, rows, strict=True):
+            floor = f"{row.floor.mean:.4g} ({row.floor.low:.4g} to {row.floor.high:.4g})" if row.floor else None
+            count = row.floor.count if row.floor else None
+            cells.append([name, row.value, f"[{row.low:.4g}, {row.high:.4g}]", floor, count])
+        metric, kept = rows[0].metric.upper(), [row.protocol.inputs for row in rows]
+        described, notes = rows[0].protocol, [rows[0].warning]
+        if len(set(kept)) > 1:
+            described = replace(described, inputs="")
+            notes += [f"{name}: {inputs}." for name, inputs in zip(found, kept, strict=True) if inputs]
+        best = {metric: "max" if metric == "IS" else "min"} if has_winner(rows) else {}
+        header = ["", metric, "95 %", "floor", "floor's N"]
+        page.table(header, cells, protocol=described.describe(), note=" ".join(filter(None, notes)), best=best)
+
+
+def has_winner(rows: Sequence[Row]) -> bool:
+    """Whether the interval of the lowest value (of IS, of the highest) overlaps no other."""
+    if rows[0].metric == "is":
+        first, *others = sorted(rows, key=lambda row: -row.value)
+        return all(row.high < first.low for row in others)
+    first, *others = sorted(rows, key=lambda row: row.value)
+    return all(row.low > first.high for row in others)
+
+
+def clip_of(both: Sides, number: int) -> Tensor:
+    """A generated clip, uint8 (3, T, H, W)."""
+    return both.fake.read(both.fake.windows[number])
+
+
+def matched(config: Compare, both: dict[str, Sides]) -> Titles:
+    """What stands side by side: videos of one class where all generators say the class of each, else of one number."""
+    classes = {name: classes_of(spec) for name, spec in zip(both, config.models, strict=True)}
+    if all(classes.values()):
+        found: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
+        for name, labels_of in classes.items():
+            seen: dict[str, int] = defaultdict(int)
+            for number, label in enumerate(labels_of[: both[name].fake.count]):
+                found[seen[label], label][name] = number
+                seen[label] += 1
+        whole = [(rank, label) for rank, label in sorted(found) if len(found[rank, label]) == len(both)]
+        return {f"{label}, no. {rank + 1}": found[rank, label] for rank, label in whole[: config.show]}
+    count = min(config.show, *(side.fake.count for side in both.values()))
+    return {f"no. {number + 1}": dict.fromkeys(both, number) for number in range(count)}
+
+
+def classes_of(spec: str) -> list[str]:
+    """The class of each video, in the order of the files; empty where nobody says."""
+    path = Path(spec) / "samples.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["id"])
+    return [sample["class"] for sample in samples] if all(sample["class"] for sample in samples) else []

@@ -1,0 +1,257 @@
+"""The engine of frame metrics: scores of every frame of every clip, kept one by one, and intervals of their means."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vae
+from lvdm.accelerator import device
+from lvdm.data.clips import ClipPolicy, Clips
+from lvdm.data.index import open_index
+from lvdm.files import write_text
+from lvdm.latents import weights_hash
+from lvdm.metrics.features import full_precision
+from lvdm.metrics.frames import flicker, information_preservation, pooled_psnr, psnr, ssim
+from lvdm.metrics.lpips import LPIPS
+from lvdm.metrics.protocol import Protocol
+from lvdm.progress import bar
+from lvdm.rng import generator
+from lvdm.run import RunFolder
+from sample.measure.sets import Files, is_main, spread
+from vae.base import VideoVAE
+
+REFERENCES = {"reconstruction": "upscaled 1/8 thumbnail", "refinement": "D1, linear blend between"}
+DRAWS = 10_000
+"""Of the bootstrap."""
+METRICS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "psnr": ("PSNR", psnr),
+    "pooled_psnr": ("pooled PSNR", pooled_psnr),
+    "ssim": ("SSIM", ssim),
+    "flicker": ("flicker", flicker),
+    "ip": ("IP", information_preservation),
+}
+"""Metrics that are closed forms: what they are called, and what they are."""
+NETS = {
+    "lpips": ("LPIPS", "alex", False),
+    "lpips-vgg": ("LPIPS (VGG)", "vgg", False),
+    "lpips-spatial": ("LPIPS (spatial)", "alex", True),
+}
+"""Metrics that are networks: what they are called, which net, and whether spatial."""
+DEFAULT = ("psnr", "ssim", "lpips", "flicker")
+
+
+@dataclass
+class Measure:
+    """What is measured of one trained VAE, and on which clips."""
+
+    operational: ClassVar[tuple[str, ...]] = ("batch",)
+
+    out: str = ""
+    """Folder for results.json."""
+    vae: str = ""
+    """The trained VAE."""
+    what: str = "reconstruction"
+    """reconstruction: D1's frames. refinement: D2's, the encoder sees every second."""
+    videos: str = ""
+    """Folder of videos."""
+    holdout: float = 0.0
+    """Clips are from the last part of each shot; 0 takes all of it."""
+    frames: list[int] = field(default_factory=lambda: [17])
+    """Lengths; a shorter clip is the beginning of a longer one."""
+    size: int = 128
+    """Height and width."""
+    per_video: int = 1
+    """Clips a video, evenly spaced."""
+    batch: int = 4
+    """Clips at a time."""
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT))
+    """Of psnr, pooled_psnr, ssim, lpips, lpips-vgg, lpips-spatial, flicker, ip."""
+    tile_frames: int = 0
+    """Frames at a time, runs sharing one frame where the model does not stream exactly; 0 takes whole clips."""
+
+
+@dataclass
+class Scores:
+    """Of one length: rendering -> metric -> a row of numbers a clip, one a frame (of flicker, one a pair of frames; of
+    pooled PSNR and IP, one)."""
+
+    protocol: dict[str, Any]
+    sources: list[str]
+    """The video of each clip."""
+    values: dict[str, dict[str, list[list[float]]]]
+
+
+def run(config: Measure) -> None:
+    """Writes `results.json` to `config.out`, once."""
+    model, clips = load(config), clips_of(config)
+    folder = RunFolder(config.out, config, is_main())
+    folder.bind(vae=weights_hash(model.state_dict()), videos=clips.index.hash())
+    if not folder.finished:
+        videos = Files(clips, clips.grid(config.per_video))
+        found = measure(model, videos, config.frames, config.what, config.metrics, config.batch)
+        scores = {frames: asdict(s) for frames, s in found.items()}
+        if is_main():
+            write_text(folder.path / "results.json", json.dumps(scores))
+        folder.finish(clips=videos.count)
+
+
+def load(config: Measure) -> VideoVAE:
+    """The model, on the device, as the config has it."""
+    model = vae.load(config.vae).to(device()).eval()
+    if config.tile_frames:
+        model.enable_tiling(0, frames=config.tile_frames)
+    return model
+
+
+def read(folder: str | Path) -> dict[int, Scores]:
+    """The scores that `run` wrote, by length."""
+    stored = json.loads((Path(folder) / "results.json").read_text())
+    return {int(frames): Scores(**scores) for frames, scores in stored.items()}
+
+
+def clips_of(config: Measure) -> Clips:
+    """The clips to measure on, of the greatest length."""
+    split = "val" if config.holdout else "all"
+    policy = ClipPolicy(max(config.frames), 1, config.size, split=split, holdout=config.holdout)
+    return Clips(open_index(config.videos, "none"), policy, seed=0).say_skipped()
+
+
+@torch.no_grad()
+def measure(
+    model: VideoVAE,
+    videos: Files,
+    lengths: Sequence[int],
+    what: str = "reconstruction",
+    metrics: Sequence[str] = DEFAULT,
+    batch: int = 4,
+    workers: int = 2,
+) -> dict[int, Scores]:
+    """The scores of every length, of the beginnings of the same clips. Processes of a launch share the clips out."""
+    nets = lpips_of(metrics)
+    groups = [range(videos.count)[i : i + batch] for i in range(0, videos.count, batch)]
+    with bar("measure", videos.count * len(lengths), show=is_main()) as progress:
+
+        def work(numbers: Sequence[int]) -> dict[int, dict[str, dict[str, Tensor]]]:
+            (longest,) = videos.batches(numbers, batch, workers)
+            found = {}
+            for frames in lengths:
+                x = longest[:, :, :frames]
+                found[frames] = {n: score(x, y, *nets, metrics=metrics) for n, y in renderings(model, x, what)}
+                progress.advance(len(x))
+            return found
+
+        parts = spread(groups, work)
+    return {
+        frames: Scores(
+            protocol(videos, frames, max(lengths), metrics, nets).to_dict(),
+            videos.sources,
+            {name: joined([part[frames][name] for part in parts]) for name in parts[0][frames]},
+        )
+        for frames in lengths
+    }
+
+
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, list[list[float]]]:
+    """The scores of all batches in one."""
+    return {metric: torch.cat([part[metric] for part in parts]).tolist() for metric in parts[0]}
+
+
+def renderings(model: VideoVAE, x: Tensor, what: str) -> Iterator[tuple[str, Tensor]]:
+    """("model", its frames) and (the reference's name, what can be had without what is measured), in [-1, 1]."""
+    if what == "reconstruction":
+        yield "model", model.reconstruct(x).clamp(-1, 1)
+        yield REFERENCES[what], thumbnail(x)
+        return
+    z = model.encode(x[:, :, ::2]).latent_dist.mean
+    yield "model", model.refine(z).sample.clamp(-1, 1)
+    d1 = model.decode(z).sample.clamp(-1, 1)
+    blend = torch.empty_like(x)
+    blend[:, :, ::2], blend[:, :, 1::2] = d1, (d1[:, :, 1:] + d1[:, :, :-1]) / 2
+    yield REFERENCES[what], blend
+
+
+def thumbnail(x: Tensor) -> Tensor:
+    """Each frame shrunk to an eighth (antialiased) and enlarged again, bilinearly: what any f8 VAE must beat."""
+    images = x.transpose(1, 2).flatten(0, 1)
+    h, w = images.shape[-2:]
+    small = F.interpolate(images, (h // 8, w // 8), mode="bilinear", antialias=True)
+    large = F.interpolate(small, (h, w), mode="bilinear", align_corners=False)
+    return large.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+def lpips_of(metrics: Sequence[str]) -> list[LPIPS]:
+    """The networks of those metrics that are one."""
+    return [LPIPS(net, spatial=spatial).to(device()) for key, (_, net, spatial) in NETS.items() if key in metrics]
+
+
+def score(x: Tensor, y: Tensor, *nets: LPIPS, metrics: Sequence[str] = DEFAULT) -> dict[str, Tensor]:
+    """Metrics of each frame, (B, T), the flicker of each pair of neighbours, (B, T-1), and metrics of a whole clip,
+    (B, 1), by name, on the CPU in fp64; `nets` are those of `lpips_of`."""
+    labels = {(net, spatial): label for label, net, spatial in NETS.values()}
+    with full_precision(x.device):
+        values = {METRICS[name][0]: METRICS[name][1](x, y) for name in metrics if name in METRICS}
+        values |= {labels[net.net, net.spatial]: net.video(x, y) for net in nets}
+    return {key: value.cpu().double().reshape(len(x), -1) for key, value in values.items()}
+
+
+def label_of(metric: str) -> str:
+    """What a metric is called."""
+    return (METRICS.get(metric) or NETS[metric])[0]
+
+
+def named(metrics: Sequence[str]) -> str:
+    """What they are called in a protocol."""
+    units = {"flicker": " (levels of 255)"}
+    return ", ".join(label_of(metric) + units.get(metric, "") for metric in metrics)
+
+
+def protocol(videos: Files, frames: int, longest: int, metrics: Sequence[str], nets: Sequence[LPIPS]) -> Protocol:
+    """How the numbers were made."""
+    first = f", the first of {longest}" if frames < longest else ""
+    return Protocol(
+        metric=named(metrics),
+        features="+".join(net.name for net in nets) or None,
+        weights_sha256="+".join(net.weights_sha256 for net in nets) or None,
+        frames=frames,
+        stride_real=videos.stride,
+        stride_fake=videos.stride,
+        resize=f"short side to {videos.size}, centre crop, uint8",
+        count_real=videos.count,
+        count_fake=videos.count,
+        split=videos.name,
+        seed=0,
+        estimator=f"mean over frames, then over clips{first}; posterior mean",
+        fps=videos.fps,
+        inputs=f"clips kept as {videos.note}" if videos.note else "",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Means and their intervals
+
+
+def of_clips(scores: list[Scores], rendering: str, metric: str, part: slice = slice(None)) -> Tensor:
+    """The mean over the frames in `part` of each clip, of the runs `scores`: (runs, clips) fp64."""
+    runs = [torch.tensor(s.values[rendering][metric], dtype=torch.float64)[:, part].mean(1) for s in scores]
+    return torch.stack(runs)
+
+
+def interval(values: Tensor, sources: list[str]) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values` (clips,); the sources are the sample, their clips stay together.
+
+    Percentile bootstrap (Efron 1979): as many sources are drawn with replacement as there are, 10,000 times.
+    """
+    names = sorted(set(sources))
+    of = torch.tensor([names.index(source) for source in sources])
+    sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, of, values.double())
+    counts = torch.bincount(of, minlength=len(names))
+    drawn = torch.randint(len(names), (DRAWS, len(names)), generator=generator(0, "bootstrap"))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

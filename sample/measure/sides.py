@@ -1,0 +1,206 @@
+"""Both sides of a comparison of sets, as a config and a preset ask for them; what does not fit together is refused."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lvdm.data.clips import FPS_TOLERANCE, ClipPolicy, Clips, Window
+from lvdm.data.index import Index, open_index, stamp_of
+from lvdm.errors import UserError
+from lvdm.latents import LatentFile, LatentStore
+from lvdm.metrics.protocol import Preset
+from lvdm.rng import generator, item_at
+from sample.configs import SetEvaluation
+from sample.measure.sets import Files, Reconstructed, Rendered, VideoSet, require_length
+from sample.render import latent_files, load_all, require_refiner
+from vae.base import VideoVAE
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a config and a preset say together: both sides, the preset as changed, and its name with those changes."""
+
+    real: VideoSet
+    fake: VideoSet
+    preset: Preset
+
+
+def changed(config: SetEvaluation, preset: Preset) -> Preset:
+    """The preset with the keys of the config that are not null; its name says which of its own were replaced."""
+    keys = {"frames": "frames", "stride": "stride_real", "stride_fake": "stride_fake", "count": "count"}
+    keys |= {"features": "features"}
+    asked = {field: getattr(config, key) for key, field in keys.items() if getattr(config, key) is not None}
+    if config.fps:
+        asked["stride_real"] = None
+    other = [field for field, value in asked.items() if getattr(preset, field) not in (None, value)]
+    other += ["resize"] if config.resize not in (None, "crop") else []
+    name = f"{preset.name}, changed: {', '.join(other)}" if other else preset.name
+    return replace(preset, **asked, name=name)
+
+
+def sides_of(config: SetEvaluation, preset: Preset, model: VideoVAE | None) -> Sides:
+    """Both sides of a comparison; refuses what does not fit together."""
+    preset = changed(config, preset)
+    if preset.against == "originals":
+        if model is None:
+            raise UserError(f"vae: {preset.name} compares a VAE's reconstructions with their originals: name it")
+        stride = 1 if config.fps else preset.stride_real or 1
+        real = real_side(config, preset, config.size or 256, preset.frames or 17, stride, config.fps)
+        return Sides(real, Reconstructed(real, model), preset)
+    fake = fake_side(config, preset, model)
+    stride, fps = pace_of(config, preset, fake)
+    real = real_side(config, preset, fake.size, fake.frames, stride, fps)
+    require_same_rate(config, preset, real, fake)
+    return Sides(real, fake, preset)
+
+
+def fake_side(config: SetEvaluation, preset: Preset, model: VideoVAE | None) -> VideoSet:
+    """The samples of a config: latents rendered where there are a VAE and latents, else files."""
+    if not config.samples or not Path(config.samples).exists():
+        raise UserError(f"samples={config.samples}: expected the folder that lvdm sample wrote, or another of videos")
+    folder, refine = Path(config.samples), preset.rate == 2
+    stride, count = preset.stride_fake, preset.count
+    if of_latents(folder, model):
+        if model is None:
+            raise UserError(f"vae: {folder} is a latent store; name the VAE that renders it")
+        require_refiner(model, refine, config.vae)
+        latents, sources = latents_in(folder, model, config.vae, count)
+        videos = Rendered(latents, sources, model, refine, stride, preset.frames)
+        if config.size not in (None, videos.size):
+            raise UserError(f"size={config.size}: the latents in {folder} are rendered at {videos.size}")
+        return videos
+    if refine and not (folder / "d2").is_dir():
+        raise UserError(
+            f"protocol {preset.name} is of what D2 renders from latents at twice their rate, and {folder} has neither"
+            " latents/ (with vae=) nor d2/; videos of any rate are for univae"
+        )
+    own = folder / ("d2" if refine else "d1")
+    return sample_files(config, preset, own if own.is_dir() else folder, rate_in(folder, preset.rate))
+
+
+def of_latents(folder: Path, model: VideoVAE | None) -> bool:
+    """Whether samples are latents to be rendered: a store, or what lvdm sample kept where there is a VAE for it."""
+    return (folder / "manifest.json").is_file() or (model is not None and (folder / "latents").is_dir())
+
+
+def samples_hash(folder: Path) -> str:
+    """Hex digest of the names, sizes and times of all files of a set of samples."""
+    stamps = sorted((str(file.relative_to(folder)), stamp_of(file)) for file in folder.rglob("*") if file.is_file())
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+
+
+def latents_in(folder: Path, model: VideoVAE, spec: str, count: int) -> tuple[list[LatentFile], list[str]]:
+    """The first `count` latents of a latent store, or of what lvdm sample wrote, and their names."""
+    if not (folder / "manifest.json").is_file():
+        files = latent_files(str(folder / "latents"))[:count]
+        return load_all(model, files, spec), [str(file) for file in files]
+    store = LatentStore(folder)
+    store.require(vae_sha256=model.latent_sha256())
+    items = [store[i] for i in range(min(count, len(store)))]
+    names = [f"{store.manifest.sources[item['source']]}, item {i}" for i, item in enumerate(items)]
+    sha256 = store.manifest.vae_sha256
+    return [LatentFile(item["mean"], item["num_frames"], item["fps"], sha256, {}) for item in items], names
+
+
+def rate_in(folder: Path, times: int) -> float | None:
+    """`times` the rate that lvdm sample has noted, where it wrote this folder."""
+    path = folder / "samples.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return times * json.loads(lines[0])["fps"] if lines else None
+
+
+def sample_files(config: SetEvaluation, preset: Preset, folder: Path, rate: float | None) -> Files:
+    """The first frames of each video in a folder; every file must be readable, long enough and of one size."""
+    index = open_index(folder, "none")
+    for row in index.rows:
+        if row.state == "broken" or row.reason:
+            raise UserError(f"{folder / row.path}: {row.reason}; a set with a hole is another set: repair or remove it")
+    rows, stride = index.rows[: preset.count], preset.stride_fake
+    lengths = {row.length for row in rows}
+    if preset.frames is None and len(lengths) > 1:
+        raise UserError(f"samples={folder}: videos of {min(lengths)} to {max(lengths)} frames; set frames")
+    frames = preset.frames or -(-lengths.pop() // stride)
+    for row in rows:
+        require_length(str(folder / row.path), row.length, frames, stride)
+    sizes = {(row.height, row.width) for row in rows}
+    if config.size is None and (len(sizes) > 1 or len(set(next(iter(sizes)))) > 1):
+        found = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
+        raise UserError(f"samples={folder}: videos of {found}; set size, to which both sides are then cut")
+    policy = ClipPolicy(frames, stride, config.size or rows[0].height, split="all", holdout=0.0, across_cuts=True)
+    fit = config.resize or "crop"
+    clips = Clips(Index(index.root, index.labels, rows), policy, 0, 0.0, uncut=fit != "crop")
+    return Files(clips, [Window(i, row.start) for i, row in enumerate(rows)], fit, rate, f"samples, {folder.name}")
+
+
+def real_side(
+    config: SetEvaluation, preset: Preset, size: int, frames: int, stride: int, fps: float, split: str = ""
+) -> Files:
+    """Clips of the real videos, as many as the preset asks for and there are."""
+    policy = ClipPolicy(
+        frames=frames,
+        stride=stride,
+        size=size,
+        split=split or config.split,
+        holdout=config.holdout,
+        fps=fps,
+        short=config.short,
+        across_cuts=config.across_cuts,
+    )
+    fit = config.resize or "crop"
+    index = open_index(config.videos, config.labels, config.subset)
+    clips = Clips(index, policy, config.seed, config.cache_gib if fit == "crop" else 0.0, uncut=fit != "crop")
+    clips.say_skipped()
+    drawn = draw(clips, preset, config.per_video, config.seed)
+    return Files(clips, drawn, fit)
+
+
+def draw(clips: Clips, preset: Preset, per_video: int, seed: int) -> list[Window]:
+    """Which clips: evenly spaced ones (grid; of too many, some by seed), or random ones of each video in turn."""
+    if preset.draw == "random":
+        count = min(preset.count, len(clips) * max(per_video, 1))
+        return [random_window(clips, item_at(seed, i, len(clips)), seed, i) for i in range(count)]
+    windows = clips.grid(per_video)
+    kept = torch.randperm(len(windows), generator=generator(seed, "clips"))[: preset.count]
+    return [windows[i] for i in kept.sort().values.tolist()]
+
+
+def random_window(clips: Clips, row_index: int, seed: int, number: int) -> Window:
+    """A clip of a row, its first frame a function of (seed, number)."""
+    starts = torch.cat(clips.policy.starts(clips.rows[row_index]))
+    chosen = torch.randint(len(starts), (), generator=generator(seed, "start", number))
+    return Window(row_index, int(starts[chosen]))
+
+
+def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int, float]:
+    """The stride of real clips and the rate asked for in its place (0: none). Where the protocol and the config leave
+    the stride open it is that at which real clips play as the samples do."""
+    if config.fps:
+        return 1, config.fps * preset.rate
+    stride = preset.stride_real
+    if stride is None:
+        rates = sorted(row.fps for row in open_index(config.videos, config.labels, config.subset).ok)
+        ratio = rates[len(rates) // 2] * preset.rate / fake.rates[0] if fake.rates else preset.rate
+        stride = max(preset.rate, round(ratio))
+    if stride % preset.rate:
+        raise UserError(
+            f"stride={stride}: {preset.name} takes real clips at half of it, twice the rate: give an even one"
+        )
+    return stride // preset.rate, 0.0
+
+
+def require_same_rate(config: SetEvaluation, preset: Preset, real: VideoSet, fake: VideoSet) -> None:
+    """Refuses real clips that play at another rate than the samples (by more than a twentieth)."""
+    if not (real.rates and fake.rates):
+        return
+    slowest, fastest = real.rates
+    tolerance = FPS_TOLERANCE if real.fps else 0.05
+    if (1 - tolerance) * slowest <= fake.rates[0] and fake.rates[1] <= (1 + tolerance) * fastest:
+        return
+    play = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
+    asked = f"fps={config.fps:g}" if config.fps else f"stride={preset.rate * (real.stride or 1)}"
+    better = max(1, round((real.stride or 1) * fastest / fake.rates[0])) * preset.rate
+    advice = "" if config.fps else f"; give the stride of the latent store, about {better}"
+    raise UserError(f"{asked}: real clips play at {play} fps then, samples at {fake.rates[0]:.4g}{advice}")
