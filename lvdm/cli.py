@@ -25,7 +25,9 @@ VERBS = {
     "demo": Verb("sample.demo", "sample.configs:Demo", "the whole job at a small size, on real clips, with a report"),
     "vae list": Verb("sample.zoo:list_main", "sample.configs:ListVAEs", "the video and image VAEs there are"),
     "vae info": Verb("sample.zoo:info_main", "sample.configs:DescribeVAE", "one VAE, stage by stage: shapes, FLOPs"),
-    "vae card": Verb("sample.measure.card", "sample.configs:Card", "one VAE on a page: quality, latents, speed"),
+    "vae card": Verb(
+        "sample.measure.card", "sample.measure.configs:Card", "one VAE on a page: quality, latents, speed"
+    ),
     "vae init": Verb("train.init", "train.configs:InitVAE", "a video VAE from the weights of an image VAE"),
     "data index": Verb("lvdm.data.look:index_main", "lvdm.data.configs:IndexVideos", "look at every video once"),
     "data check": Verb("lvdm.data.look:check_main", "lvdm.data.configs:CheckVideos", "decode all, name what is broken"),
@@ -44,30 +46,36 @@ VERBS = {
     "render": Verb("sample.render", "sample.configs:Render", "latent files to mp4, by D1 or at double rate by D2"),
     "reconstruct": Verb("sample.reconstruct", "sample.configs:Reconstruct", "a video through a VAE, side by side"),
     "interpolate": Verb("sample.interpolate", "sample.configs:Interpolate", "a video at twice its frame rate, by D2"),
-    "bench vae": Verb("sample.bench.vae", "sample.configs:BenchVAE", "VAEs: time and memory, whole and as streams"),
-    "bench refine": Verb("sample.bench.vae:refine_main", "sample.configs:BenchRefine", "D2 beside D1: time and memory"),
+    "bench vae": Verb("sample.bench.vae", "sample.bench.configs:BenchVAE", "VAEs: time and memory against length"),
+    "bench refine": Verb(
+        "sample.bench.vae:refine_main", "sample.bench.configs:BenchRefine", "D2 beside D1: time, memory"
+    ),
     "bench train-vae": Verb("train.bench", "train.configs:BenchTrainVAE", "a VAE's training step: time and memory"),
-    "bench data": Verb("sample.bench.data:data_main", "sample.configs:BenchData", "how fast clips are read here"),
-    "bench dit": Verb("sample.bench.dit", "sample.configs:BenchDiT", "a transformer's training step and sampling"),
-    "bench sample": Verb("sample.bench.sampling", "sample.configs:BenchSample", "videos a minute: sampling, D1, D2"),
-    "bench index": Verb("sample.bench.data:index_main", "sample.configs:BenchIndex", "an index beside bare probing"),
-    "bench latents": Verb("sample.bench.data:latents_main", "sample.configs:BenchLatents", "do latents come in time"),
+    "bench data": Verb("sample.bench.data:data_main", "sample.bench.configs:BenchData", "how fast clips are read here"),
+    "bench dit": Verb("sample.bench.dit", "sample.bench.configs:BenchDiT", "a transformer: training step, sampling"),
+    "bench sample": Verb("sample.bench.sampling", "sample.bench.configs:BenchSample", "videos a minute, end to end"),
+    "bench index": Verb("sample.bench.data:index_main", "sample.bench.configs:BenchIndex", "an index beside probing"),
+    "bench latents": Verb(
+        "sample.bench.data:latents_main", "sample.bench.configs:BenchLatents", "do latents come in time"
+    ),
     "evaluate reconstruction": Verb(
         "sample.measure.evaluate:reconstruction_main",
-        "sample.configs:EvaluateReconstruction",
+        "sample.measure.configs:EvaluateReconstruction",
         "a VAE's frames, rFVD",
     ),
     "evaluate refinement": Verb(
-        "sample.measure.evaluate:refinement_main", "sample.configs:EvaluateRefinement", "D2's frames, seen and unseen"
+        "sample.measure.evaluate:refinement_main",
+        "sample.measure.configs:EvaluateRefinement",
+        "D2's frames, seen and unseen",
     ),
     "evaluate generation": Verb(
         "sample.measure.evaluate:generation_main",
-        "sample.configs:EvaluateGeneration",
+        "sample.measure.configs:EvaluateGeneration",
         "FVD, KVD, IS and FID",
     ),
-    "fvd doctor": Verb("sample.measure.doctor", "sample.configs:Doctor", "what moves your FVD, and by how much"),
-    "compare": Verb("sample.measure.compare", "sample.configs:Compare", "VAEs or generators, side by side"),
-    "reproduce": Verb("sample.tables.reproduce", "sample.configs:Reproduce", "a table of a paper once more"),
+    "fvd doctor": Verb("sample.measure.doctor", "sample.measure.configs:Doctor", "what moves your FVD, and how far"),
+    "compare": Verb("sample.measure.compare", "sample.measure.configs:Compare", "VAEs or generators, side by side"),
+    "reproduce": Verb("sample.tables.reproduce", "sample.tables.configs:Reproduce", "a table of a paper once more"),
 }
 
 

@@ -214,7 +214,7 @@ class Tiles:
 
     tile: int = 0
     """Cut frames that are larger than memory into tiles of so many pixels, blended over a quarter (an approximation:
-    a tile sees its own pixels only); 0 keeps frames whole."""
+    a tile sees its own pixels only, and fewer than a pixel sees are refused); 0 keeps frames whole."""
     tile_frames: int = 33
     """Frames at a time. VAEs that stream exactly give the same at any number; the others an approximation where the
     video is longer, its pieces sharing one frame (OD-VAE, CV-VAE). 0 takes whole videos."""

@@ -23,7 +23,7 @@ from lvdm.data.index import files_of, look, open_index
 from lvdm.errors import UserError
 from lvdm.latents import LatentStore, sample_posterior
 from lvdm.rng import generator, item_at
-from sample.configs import BenchData, BenchIndex, BenchLatents
+from sample.bench.configs import BenchData, BenchIndex, BenchLatents
 
 DECORD = "decord get_batch + resize"
 

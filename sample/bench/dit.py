@@ -17,7 +17,7 @@ from lvdm.diffusion import objective
 from lvdm.ema import EMA
 from lvdm.rng import generator
 from lvdm.samplers import make_scheduler
-from sample.configs import BenchDiT
+from sample.bench.configs import BenchDiT
 
 HEAD = ("work", "way")
 

@@ -9,7 +9,7 @@ from lvdm.cli import program
 from lvdm.rng import generator
 from sample.bench import dit as bench_dit
 from sample.bench import vae as bench_vae
-from sample.configs import BenchDiT, BenchSample
+from sample.bench.configs import BenchDiT, BenchSample
 from sample.render import frames, require_refiner
 from vae.base import VideoVAE
 

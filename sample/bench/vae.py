@@ -18,7 +18,7 @@ from lvdm.bench import Row, Work
 from lvdm.cli import program
 from lvdm.errors import UserError, nearest
 from lvdm.rng import generator
-from sample.configs import BenchModel, BenchRefine, BenchVAE
+from sample.bench.configs import BenchModel, BenchRefine, BenchVAE
 from sample.zoo import made
 from vae.base import VideoVAE
 

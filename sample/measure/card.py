@@ -28,8 +28,8 @@ from lvdm.progress import bar
 from lvdm.report import Page
 from lvdm.run import RunFolder
 from sample.bench import vae as bench_vae
-from sample.configs import Card
 from sample.measure import scores
+from sample.measure.configs import Card
 from sample.measure.latent_stats import CodeStats, LatentStats, draw_latents, latent_stats, normal_curve
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips
 from sample.measure.sets import Files

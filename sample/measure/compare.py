@@ -7,8 +7,8 @@ from lvdm.cli import program
 from lvdm.data.datasets import VIDEOS
 from lvdm.data.frames import SUFFIXES
 from lvdm.errors import UserError
-from sample.configs import Compare
 from sample.measure import compare_generators, compare_vaes
+from sample.measure.configs import Compare
 
 
 def run(config: Compare) -> Path:

@@ -15,7 +15,7 @@ from lvdm.media import write_mp4
 from lvdm.metrics.protocol import preset, require_same
 from lvdm.report import Page, Player
 from lvdm.run import RunFolder
-from sample.configs import Compare, EvaluateGeneration
+from sample.measure.configs import Compare, EvaluateGeneration
 from sample.measure.evaluate import networks
 from sample.measure.sets import Report, Row, measure
 from sample.measure.sides import Sides, sides_of

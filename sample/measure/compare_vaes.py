@@ -17,8 +17,8 @@ from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.progress import bar
 from lvdm.report import Dot, Link, Page
 from lvdm.run import RunFolder
-from sample.configs import Compare, EvaluateReconstruction
 from sample.measure import scores
+from sample.measure.configs import Compare, EvaluateReconstruction
 from sample.measure.evaluate import Table
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips
 from sample.measure.sets import Files

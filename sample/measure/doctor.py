@@ -21,7 +21,7 @@ from lvdm.progress import bar
 from lvdm.report import Page
 from lvdm.rng import generator
 from lvdm.run import RunFolder
-from sample.configs import KNOBS, Doctor
+from sample.measure.configs import KNOBS, Doctor
 from sample.measure.evaluate import Table, finite, inputs_of, networks
 from sample.measure.recode import CODECS, Recoded
 from sample.measure.sets import VideoSet, estimator, features_of, is_main, protocol_of

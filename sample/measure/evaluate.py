@@ -27,7 +27,8 @@ from lvdm.metrics.features import FeatureExtractor, make_extractor
 from lvdm.metrics.frames import by_group_position
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.run import RunFolder
-from sample.configs import (
+from sample.measure import scores, sets
+from sample.measure.configs import (
     EvaluateFrames,
     EvaluateGeneration,
     EvaluateReconstruction,
@@ -35,7 +36,6 @@ from sample.configs import (
     Evaluation,
     SetEvaluation,
 )
-from sample.measure import scores, sets
 from sample.measure.scores import REFERENCES, Scores, of_clips
 from sample.measure.sets import Files, Report, VideoSet
 from sample.measure.sides import of_latents, samples_hash, sides_of

@@ -13,7 +13,7 @@ from lvdm.errors import UserError
 from lvdm.latents import LatentFile, LatentStore
 from lvdm.metrics.protocol import Preset
 from lvdm.rng import generator, item_at
-from sample.configs import SetEvaluation
+from sample.measure.configs import SetEvaluation
 from sample.measure.sets import Files, Reconstructed, Rendered, VideoSet, require_length
 from sample.render import latent_files, load_all, require_refiner
 from vae.base import VideoVAE

@@ -20,10 +20,10 @@ from lvdm.data.index import open_index
 from lvdm.files import write_text
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.run import read_log
-from sample.configs import Reproduce
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips, read
 from sample.plan import Plan
 from sample.tables.blocks import Block, Chart, Facts, Grid, Text, html, markdown
+from sample.tables.configs import Reproduce
 from sample.tables.distances import Distance, distances, generated, grids, trainings
 from sample.tables.ordering import SPREAD, best_of, order
 from sample.tables.reproduce import Model, Table, left_out

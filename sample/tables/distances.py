@@ -7,11 +7,11 @@ from pathlib import Path
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.report import Player
 from lvdm.run import finished, read_log
-from sample.configs import Reproduce
 from sample.measure.evaluate import Table as Measured
 from sample.measure.evaluate import read_results
 from sample.plan import Step
 from sample.tables.blocks import Block, Chart, Clips, Grid
+from sample.tables.configs import Reproduce
 from sample.tables.ordering import best_of, order
 from sample.tables.reproduce import Model, Table, chains_of, models_of
 

@@ -18,8 +18,8 @@ from lvdm.cli import program
 from lvdm.config import choice
 from lvdm.errors import UserError, nearest
 from lvdm.run import RunFolder
-from sample.configs import Reproduce
 from sample.plan import Plan, Step
+from sample.tables.configs import Reproduce
 from sample.tables.estimate import disk, seconds, start
 
 if TYPE_CHECKING:

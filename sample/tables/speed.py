@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lvdm import bench
 from lvdm.bench import Row
-from sample.configs import Reproduce
 from sample.tables.blocks import Block, Facts, Grid, Text
 from sample.tables.comparison import commit, models, papers, save, warning
+from sample.tables.configs import Reproduce
 from sample.tables.ordering import order
 from sample.tables.reproduce import Table
 from sample.tables.timing import STEP, Timing, read

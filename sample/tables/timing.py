@@ -14,7 +14,7 @@ from lvdm.files import write_text
 from lvdm.run import RunFolder
 from sample.bench import dit as bench_dit
 from sample.bench import vae as bench_vae
-from sample.configs import BenchDiT
+from sample.bench.configs import BenchDiT
 
 STEP = "training step"
 

@@ -7,7 +7,7 @@ from dit.conditioning import Condition
 from lvdm.accelerator import device
 from lvdm.bench import time_all
 from sample.bench import dit as bench_dit
-from sample.configs import BenchDiT
+from sample.bench.configs import BenchDiT
 
 pytestmark = [
     pytest.mark.gpu,

@@ -26,9 +26,21 @@ def test_counts(name, options, counted):
     assert f"{sum(p.numel() for p in model.parameters()):,}" == counted
 
 
-def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    exec(compile(code, "docs/vae.md", "exec"), {})
+def test_the_examples_run():
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, re.S):
+        exec(compile(code, "docs/vae.md", "exec"), names)
+    model = vae.build("cvvae", width=8, blocks=1)
+    whole, cut = names["whole_and_cut"](model, names["video"], size=0, frames=5)
+    assert whole.shape == cut.shape == names["video"].shape and not torch.equal(whole, cut)
+
+
+@pytest.mark.parametrize("name", ["sdvae", "cogvideox", "tats"])
+def test_least_tiles(name):
+    with torch.device("meta"):
+        model = vae.build(name)
+    (row,) = re.findall(rf"^\|.*`{name}`.*\| (\d+) \| (\d+) \|$", TEXT, re.M)
+    assert row == (str(model.reach), str(model.least_tile))
 
 
 def test_recipes_it_names_are_there():

@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vae
 from lvdm.errors import UserError
+from vae.adapter import DiffusersVAE
 from vae.tiling import Tiling, starts, tiled
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
@@ -96,6 +98,7 @@ def test_runs_of_frames_are_exact_where_streams_are_and_one_frame_apart_elsewher
 def test_a_stream_in_tiles_is_the_whole_clip_in_tiles():
     model = vae.build("univae", width=8, blocks=1).double().eval()
     x = torch.rand(1, 3, 10, 24, 40, dtype=torch.float64) * 2 - 1
+    model.reach = 0  # any tile will do
     model.enable_tiling(size=16, overlap=0.5, frames=0)
     whole = model.encode(x).latent_dist.mean
     parts = torch.cat([part.mean for part in model.stream_encode(x.split(4, 2), chunk_frames=4)], 2)
@@ -116,3 +119,70 @@ def test_slicing_changes_nothing():
     model.reconstruct(x)
     hook.remove()
     assert seen[3:] == [3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How far a model sees
+
+BLOCKS_1 = 8 * (1 + 4) + (8 + 4 + 2 + 1) * 4 + (4 + 2 + 1) + 1
+"""Of a decoder of four levels, counted by hand: the first convolution and the middle, two blocks a level, the
+convolutions behind the three upsamplings, the last one."""
+
+
+def test_reach_adds_the_convolutions_of_the_decoder():
+    model = vae.build("univae", width=8, blocks=1, refine=True)
+    assert (model.reach, model.least_tile) == (BLOCKS_1, 112) == (108, 112)
+    with torch.device("meta"):
+        full = vae.build("univae", refine=True)
+    assert full.reach == BLOCKS_1 + (8 + 4 + 2 + 1) * 2
+    full.enable_tiling()
+
+
+def test_reach_of_parallel_convolutions_is_that_of_the_farthest():
+    one, several = (vae.build("univae", width=8, blocks=1, kernels=kernels) for kernels in ((3,), (3, 5, 7, 9)))
+    assert one.reach == several.reach
+
+
+def test_reach_is_the_same_for_diffusers_and_while_it_recomputes():
+    arguments = {"block_out_channels": [8] * 2, "norm_num_groups": 4, "latent_channels": 4}
+    arguments |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    inner = AutoencoderKL(**arguments)
+    by_hand = 2 * (1 + 4) + (2 + 1) * 4 + 1 + 1
+    assert DiffusersVAE.wrap(inner).reach == by_hand
+    model = DiffusersVAE.wrap(inner)
+    model.enable_gradient_checkpointing()
+    with torch.inference_mode():
+        assert model.train().reach == by_hand and model.is_gradient_checkpointing and model.training
+
+
+def test_what_a_convolution_sees_ends_at_the_reach():
+    """By gradients, with the attention out and norms that see one pixel: nothing beyond it, something at it."""
+
+    class Pixel(torch.nn.Identity):
+        def forward(self, x, *_, **__):
+            return x
+
+    model = vae.build("univae", width=8, blocks=1)
+    reach, f = model.reach, model.spec.space_factor
+    for owner in list(model.decoder.modules()):
+        for name, part in list(owner.named_children()):
+            if type(part).__name__ in ("Norm", "FrameAttention"):
+                setattr(owner, name, Pixel())
+    with torch.enable_grad():
+        z = torch.randn(1, 4, 1, 1, 41, requires_grad=True)
+        frame = model._frames(z)
+        middle = frame.shape[-1] // 2
+        (gradient,) = torch.autograd.grad(frame[..., middle].sum(), z)
+    seen = gradient.abs().sum((0, 1, 2, 3)).nonzero().flatten() * f
+    left, right = middle - seen[0].item(), seen[-1].item() - middle
+    assert reach - f <= left <= reach + f and reach - 2 * f <= right <= reach + f
+
+
+def test_a_tile_that_sees_too_little_is_refused_with_the_least_that_does():
+    model = vae.build("univae", width=8, blocks=1)
+    message = "tile size=104: a pixel of this UniVAE sees 108 to each side through its convolutions; at least 112, or 0"
+    with pytest.raises(UserError, match=message):
+        model.enable_tiling(104)
+    assert model._tiling is None
+    model.enable_tiling(112)
+    model.enable_tiling(0)

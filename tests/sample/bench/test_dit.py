@@ -9,7 +9,7 @@ from lvdm import bench
 from lvdm.bench import ratio
 from lvdm.diffusion import GaussianDiffusion
 from sample.bench import dit as bench_dit
-from sample.configs import BenchDiT
+from sample.bench.configs import BenchDiT
 
 TINY = {"model": "latte-s/2", "model_args": {"depth": 2, "width": 32, "heads": 2}, "batch": 2, "frames": 3}
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import torch
 
 import vae
 from lvdm.media import write_video
-from sample.configs import EvaluateReconstruction
 from sample.measure.compare import is_generator
 from sample.measure.compare_vaes import chosen
+from sample.measure.configs import EvaluateReconstruction
 from sample.measure.scores import label_of
 from sample.measure.views import AMPLIFY, difference, good_end, labels
 

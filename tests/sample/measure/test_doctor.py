@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lvdm.media import write_video
-from sample.configs import KNOBS
+from sample.measure.configs import KNOBS
 from sample.measure.doctor import HEADER, KNOB, SAYS
 from sample.measure.evaluate import read_results
 

@@ -19,8 +19,8 @@ from lvdm.metrics.frames import information_preservation, pooled_psnr, psnr, ssi
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.rng import generator
-from sample.configs import EvaluateRefinement
 from sample.measure import evaluate
+from sample.measure.configs import EvaluateRefinement
 from sample.measure.evaluate import Table, read_results
 from sample.measure.scores import interval
 

@@ -19,7 +19,7 @@ from lvdm.metrics.features import PixelFeatures
 from lvdm.metrics.protocol import preset
 from lvdm.progress import bar
 from lvdm.rng import generator
-from sample.configs import EvaluateGeneration
+from sample.measure.configs import EvaluateGeneration
 from sample.measure.evaluate import read_results
 from sample.measure.recode import CODECS, Recoded
 from sample.measure.sets import ahead, features_of, measure

@@ -19,11 +19,11 @@ from lvdm import config as configs
 from lvdm.errors import UserError
 from lvdm.metrics.frames import flicker
 from lvdm.run import RunFolder
-from sample.configs import Reproduce
 from sample.measure import scores
 from sample.measure.scores import Scores, interval, of_clips
 from sample.plan import Step
 from sample.tables import comparison
+from sample.tables.configs import Reproduce
 from sample.tables.estimate import disk, seconds
 from sample.tables.ordering import best_of, order
 from sample.tables.reproduce import Arm, Table, left_out, load_table, models_of, over, plan_of, policies, timing_of
