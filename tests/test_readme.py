@@ -194,6 +194,8 @@ TINY = {
     "render": [],
     "reconstruct": ["max_frames=9"],
     "evaluate": ["size=32"],
+    "fvd doctor": ["features=pixels", "knobs=[count,covariance]"],
+    "vae card": ["size=32", "frames=9", "long=17", "speed=[]"],
 }
 
 
@@ -234,7 +236,7 @@ def data(tmp_path, monkeypatch):
 def test_commands_for_own_data_run_in_their_order(data):
     section = README.split("## On your own data")[1].split("\n## ")[0]
     lines = [[word.replace("/data/", f"{data}/data/") for word in words] for words in commands(section, "lvdm")]
-    assert len(lines) == 10
+    assert len(lines) == 12
     for words in lines:
         (verb,) = (verb for verb in TINY if " ".join(words).startswith(verb))
         assert cli.main([*words, *TINY[verb]]) == 0, words
@@ -247,6 +249,7 @@ def test_commands_for_own_data_run_in_their_order(data):
     assert probe("my-reconstructed.mp4").frames == 9
     tables = {name: read_results(data / "metrics" / name) for name in ("reconstruction", "refinement", "fvd")}
     assert [len(table) for table in tables.values()] == [1, 2, 2]
+    assert all((data / "metrics" / name / "index.html").is_file() for name in ("doctor", "card"))
 
 
 def test_commands_for_other_vaes_run_in_their_order(data, capsys):
@@ -259,8 +262,8 @@ def test_commands_for_other_vaes_run_in_their_order(data, capsys):
     vae.build("univae", width=8, blocks=1, refine=True).save_pretrained("runs/univae-2x/export")
 
     section = README.split("## Any other VAE")[1].split("\n## ")[0]
-    lines = commands(section, "lvdm")
-    assert len(lines) == 5
+    lines = [[word.replace("/data/", f"{data}/data/") for word in words] for words in commands(section, "lvdm")]
+    assert len(lines) == 6
     for words in lines:
         assert cli.main(words) == 0, words
     printed = capsys.readouterr()
