@@ -336,13 +336,12 @@ class VideoVAE(ModelMixin, ConfigMixin):
         streams exactly; the others repeat the last frame of a run as the first of the next and drop it (as OD-VAE and
         CV-VAE do), or, where the first frame is no image, run independently.
         """
-        tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
         if 0 < size < self.least_tile:
             raise UserError(
                 f"tile size={size}: a pixel of this {self.title} sees {self.reach} to each side through its"
                 f" convolutions; at least {self.least_tile}, or 0 for none"
             )
-        self._tiling = tiling
+        self._tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
 
     @cached_property
     def reach(self) -> int:

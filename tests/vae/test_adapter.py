@@ -280,6 +280,11 @@ def test_gradient_checkpointing_that_diffusers_lacks_or_breaks_is_a_user_error(k
         make(kind).enable_gradient_checkpointing()
 
 
+@pytest.mark.parametrize(("kind", "reach"), [("AutoencoderDC", 13), ("AutoencoderVidTok", 111)])
+def test_reach_needs_no_checkpointing_and_leaves_out_convolutions_over_time(kind, reach):
+    assert make(kind).reach == reach
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Latent statistics
 

@@ -61,7 +61,7 @@ def test_a_seam_is_a_linear_ramp():
 def test_numbers_that_do_not_fit_are_user_errors():
     model = vae.build("univae", width=8, blocks=1)
     for numbers, message in (
-        ({"size": 100}, "tile size=100: must be divisible by 8, e.g. 96"),
+        ({"size": 130}, "tile size=130: must be divisible by 8, e.g. 128"),
         ({"overlap": 0.7}, "overlap=0.7: expected a share from 0 to 0.5"),
         ({"frames": 1}, "frames=1: expected at least 2"),
     ):
