@@ -35,6 +35,7 @@ def make_accelerator(
     torch.use_deterministic_algorithms(deterministic)
     cuda = device(tf32).type == "cuda"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    first = not torch.distributed.is_initialized()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     # Without a backend named, accelerate runs every CPU process of a DeepSpeed launch as a world of one. The others
     # wait while the main process looks at every video for the first time, which may take hours.
@@ -55,6 +56,7 @@ def make_accelerator(
         )
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot start the accelerator (tracker={tracker}, precision={precision}): {error}") from None
+    accelerator.first = first  # of a plan that runs several; what it opened stays open for the others
     if precision == "fp16" and accelerator.device.type == "cpu":  # where it would silently be fp32
         raise UserError("precision=fp16: needs a GPU; use bf16 or fp32")
     if precision == "bf16" and (problem := bf16_problem(accelerator.device)):
@@ -160,10 +162,25 @@ def average_gradients(accelerator: Any, parameters: Sequence[torch.Tensor]) -> N
 
 
 def close(accelerator: Any) -> None:
-    """Ends trackers and the process group; gloo may abort at interpreter exit otherwise."""
-    accelerator.end_training()
+    """Ends trackers and the process group, where this is the accelerator that began it; gloo may abort at interpreter
+    exit otherwise."""
+    if accelerator.first:
+        accelerator.end_training()
+    else:
+        for tracker in accelerator.trackers:
+            tracker.finish()
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def agreed(value: Any) -> Any:
+    """`value` as the first process of a launch has it, in all of them, once all are here."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    torch.distributed.barrier()
+    return values[0]
 
 
 def threads(count: int, log: Sequence[dict[str, Any]] = ()) -> int:

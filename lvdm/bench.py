@@ -12,8 +12,10 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ import yaml
 from torch import Tensor
 
 from lvdm.config import to_dict
+from lvdm.errors import UserError
 from lvdm.files import write_text
 from lvdm.progress import bar
 from lvdm.report import Page, Points
@@ -48,6 +51,8 @@ class Work:
     """What it holds before its first turn, a part of its peak: weights."""
     turns: int = 1
     """After how many it holds all that it ever will."""
+    compiled: bool = False
+    """Whether torch.compile is at work, whose processes and threads a child would wait for: no peak on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -109,25 +114,43 @@ def time_all(works: Mapping[K, Work], rounds: int, device: torch.device) -> dict
     A work that memory is too small for has a row that says so, and the others go on: on a CPU its first turns are
     those of a child process, which the system may kill in the place of this one.
     """
-    first = _first_on_cuda if device.type == "cuda" else _first_on_cpu
-    peaks, errors = {}, {}
+    cuda = device.type == "cuda"
+    first = _first_on_cuda if cuda else _first_on_cpu
+    peaks: dict[K, float | None] = {}
+    errors: dict[K, str] = {}
     with bar("memory", len(works)) as progress:
         for name, work in works.items():
-            try:
+            with _noted(errors, name):
                 peaks[name] = first(work)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                errors[name] = "out of memory"
-            if device.type == "cuda":
+            if cuda:
                 torch.cuda.empty_cache()
             progress.advance(note=_title(name))
-    runs = {name: _until_done(works[name].run, device) for name in peaks}
-    seconds = alternate(runs, rounds)
+
+    def turn(name: K) -> None:
+        with _noted(errors, name):
+            if name not in errors:
+                works[name].run()
+            if cuda:
+                torch.cuda.synchronize()
+
+    seconds = alternate({name: partial(turn, name) for name in peaks}, rounds)
     return {
-        name: Row(seconds.get(name, []), work.flops, peaks.get(name), work.frames, errors.get(name, ""))
+        name: Row(
+            [] if name in errors else seconds[name], work.flops, peaks.get(name), work.frames, errors.get(name, "")
+        )
         for name, work in works.items()
     }
+
+
+@contextmanager
+def _noted(errors: dict[K, str], name: K) -> Iterator[None]:
+    """In the place of an error for want of memory, a word on it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        errors[name] = "out of memory"
 
 
 def product(device: torch.device, precision: str) -> Work:
@@ -137,24 +160,22 @@ def product(device: torch.device, precision: str) -> Work:
     return Work(lambda: a @ b, 2.0 * n**3, held=lambda: (a, b))
 
 
-def named(models: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """(name, options) of models as `against` gives them: "odvae", "odvae:variant=1:width=32", "diffusers:VQModel"."""
-    found = {}
-    for text in models:
+def named(model: str, model_args: dict[str, Any], against: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """(name, options) of a model and of those `against` it: "odvae", "odvae:variant=1:width=32", "diffusers:VQModel".
+
+    Raises UserError where two have the same name, which would be one row.
+    """
+    found = {model: (model, model_args)}
+    for text in against:
+        if text in found:
+            raise UserError(
+                f"against={text}: already a model of this run; tell them apart by options, {text}:KEY=VALUE"
+            )
         parts = text.split(":")
         options = (part.partition("=") for part in parts if "=" in part)
         name = ":".join(part for part in parts if "=" not in part)
         found[text] = name, {key: yaml.safe_load(value) for key, _, value in options}
     return found
-
-
-def _until_done(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    def timed() -> None:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return timed
 
 
 def _title(name: Hashable) -> str:
@@ -178,7 +199,7 @@ def _first_on_cuda(work: Work) -> float:
 
 def _first_on_cpu(work: Work) -> float | None:
     """The same, measured in a child process; then a turn in this one, to warm it up."""
-    peak = _peak_of_child(work) if sys.platform == "linux" else None
+    peak = _peak_of_child(work) if sys.platform == "linux" and not work.compiled else None
     work.run()
     return peak
 
@@ -205,8 +226,8 @@ def _in_child(work: Work, answer: Connection) -> None:
     """Sends GiB at the peak of the first turns, a MemoryError, or None for what the parent will see for itself."""
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what a tensor frees is gone, what it takes is new
-    held, before = size_of(work.held()), _memory("RssAnon")
     try:
+        held, before = size_of(work.held()), _memory("RssAnon")
         for _ in range(work.turns):
             work.run()
         peak = _memory("VmHWM") - _memory("RssFile") - _memory("RssShmem")  # the code of libraries is not of the work
@@ -217,7 +238,10 @@ def _in_child(work: Work, answer: Connection) -> None:
 
 def _memory(kind: str) -> int:
     """Bytes of this process, of a kind in /proc/self/status; VmHWM is the most there was since it began."""
-    return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", _read("/proc/self/status"))[1])
+    found = re.search(rf"{kind}:\s*(\d+) kB", _read("/proc/self/status"))
+    if not found:
+        raise OSError(f"no {kind} in /proc/self/status")  # an old kernel, or what stands in for one
+    return 1024 * int(found[1])
 
 
 def _out_of_memory(error: Exception) -> bool:

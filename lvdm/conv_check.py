@@ -21,7 +21,6 @@ TOLERANCE = 0.02
 CASES = {"3x3x3": ((3, 3, 3), (1, 1, 1)), "9x3x3 at stride 2": ((9, 3, 3), (2, 2, 2))}
 
 
-@functools.cache
 def bf16_problem(device: torch.device) -> str:
     """What is wrong with bf16 Conv3d on a CUDA device, "" where nothing is; within two seconds, once a process.
 
@@ -29,6 +28,12 @@ def bf16_problem(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return ""
+    return _problem(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _problem(index: int) -> str:
+    device = torch.device("cuda", index)
     version = torch.backends.cudnn.version()
     found = f"torch {torch.__version__}, cuDNN {version}"
     errors = {name: bf16_error(device, *case) for name, case in CASES.items()}

@@ -45,7 +45,7 @@ def run(config: Generate) -> Path:
     transformer = dit.load(config.dit).to(accelerator.device)
     model = vae.load(config.vae).to(accelerator.device)
     space = space_of(transformer, model, f"dit={config.dit}", f"vae={config.vae}")
-    folder.bind(dit=weights_hash(transformer.state_dict()), vae=weights_hash(model.state_dict()))
+    folder.bind(dit=weights_hash(transformer.state_dict()), vae=model.identity())
     if (folder.finished or {"videos": 0})["videos"] >= config.count:  # a finished run may be asked for more
         accelerators.close(accelerator)
         return folder.path

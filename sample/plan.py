@@ -20,6 +20,9 @@ from lvdm.files import write_text
 from lvdm.progress import whole
 from lvdm.run import finished, same_config
 
+ALONE = ("vae init",)
+"""Programs that one process of a launch runs; the others share the work of all that do."""
+
 
 @dataclass
 class Step:
@@ -104,17 +107,24 @@ class Plan:
         """What `--plan` prints."""
         return "\n".join(f"{i}. {step.name}\n   {step.command()}" for i, step in enumerate(self.steps, 1))
 
-    def run(self, name: str) -> None:
-        """Runs what is not finished, under one bar."""
+    def run(self, name: str, main: bool = True) -> None:
+        """Runs what is not finished, under one bar. Under a launch, whose process group is open, every process comes
+        here, and `main` is whether this one speaks and writes for all."""
+        from lvdm.accelerator import agreed
+
         with whole(name, [step.cost for step in self.steps]) as progress:
             for step in self.steps:
-                if step.finished():
-                    print(f"{step.name}: finished before, skipped")
+                if agreed(step.finished()):
+                    if main:
+                        print(f"{step.name}: finished before, skipped")
                     progress.step_skipped(step.cost)
-                else:
-                    started = time.monotonic()
-                    with progress.step(step.cost):
+                    continue
+                started = time.monotonic()
+                with progress.step(step.cost):
+                    if main or step.verb not in ALONE:
                         step.run()
+                agreed(None)
+                if main:
                     self._record(step.name, time.monotonic() - started)
 
     def seconds(self) -> dict[str, float]:

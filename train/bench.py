@@ -33,7 +33,7 @@ def run(config: BenchTrainVAE) -> dict[tuple, Row]:
     recipes = {losses: recipe(config, losses, device) for losses in config.losses}
     first = next(iter(recipes.values()))
     accelerator = accelerators.for_training(first)
-    named = {config.model: (config.model, config.model_args), **bench.named(config.against)}
+    named = bench.named(config.model, config.model_args, config.against)
     learners = {name: Learner(first, accelerator, *model, config.compile) for name, model in named.items()}
     works: dict[tuple, Work] = {(bench.MATMUL, first.precision): bench.product(device, first.precision)}
     saving = {"kept": False, "recomputed": True} if config.checkpointing else {"kept": False}
@@ -73,6 +73,7 @@ class Learner:
         self.flops = step_costs(config, self.model, self.model)[kind.frames, kind.size].passes() * kind.batch
         if compile:
             self.model.compile_repeated_blocks()
+        self.compiled = compile
         self.ema = EMA(self.model.to(accelerator.device).train(), config.ema)
         self.renderer, self.optimizer = accelerator.prepare(self.model, adam(self.model.parameters(), config))
         set_rate(self.optimizer, kind.lr)
@@ -99,7 +100,7 @@ class Learner:
             if adversary:
                 adversary.step(kind.lr, 0, names)
 
-        return Work(step, self.flops, kind.batch * kind.frames, self.held, turns=2)
+        return Work(step, self.flops, kind.batch * kind.frames, self.held, turns=2, compiled=self.compiled)
 
     def judges(self, config: TrainVAE) -> tuple[list[Any], Adversary | None, Descent]:
         """The terms of the loss, the adversary, and the one who steps."""

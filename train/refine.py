@@ -44,7 +44,7 @@ def run(config: TrainRefine) -> Path:
     accelerator = accelerators.for_training(config)
     with accelerator.main_process_first():
         folder = RunFolder(config.out, config, accelerator.is_main_process)
-    folder.bind(vae=weights_hash(stage_1.state_dict()))  # a run that goes on must find the same frozen weights
+    folder.bind(vae=stage_1.identity())  # a run that goes on must find the same frozen weights
     if not folder.finished:
         torch.manual_seed(config.seed)
         model = with_refiner(config, stage_1)

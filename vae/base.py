@@ -4,6 +4,8 @@ Videos are (B, 3, T, H, W) floats in [-1, 1], latents (B, z, t, h, w). A 4-D inp
 and gives 4-D back, which is how diffusers' own video pipelines call an image VAE frame by frame.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -80,7 +82,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     def compile_repeated_blocks(self, **options: Any) -> None:
         """Compiles the residual blocks, in place, once for each shape: a kernel for all shapes fails on their norms.
-        `options` are those of torch.compile. UserError for a model of other blocks."""
+        Streams run them as they are. `options` are those of torch.compile. UserError for a model of other blocks."""
         torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
         try:
             super().compile_repeated_blocks(**{"dynamic": False, **options})
@@ -130,6 +132,12 @@ class VideoVAE(ModelMixin, ConfigMixin):
                 " (reconstruct(), or codes() and decode()); for training, streams or diffusion take a continuous VAE"
             )
 
+    def identity(self) -> str:
+        """Hash of all that decides what this model makes of a video: class, options, weights, dtype, tiles."""
+        facts = [type(self).__name__, dict(self.options), str(self.dtype), str(self._tiling)]
+        told = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+        return hashlib.sha256((told.hexdigest() + weights_hash(self.state_dict())).encode()).hexdigest()
+
     def latent_sha256(self) -> str:
         """Hash of the weights that make and read latents; a refinement decoder may come and go."""
         return weights_hash({k: v for k, v in self.state_dict().items() if not k.startswith("refiner.")})
@@ -162,16 +170,32 @@ class VideoVAE(ModelMixin, ConfigMixin):
             )
 
     def _checked(self, x: Tensor, channels: int, what: str, expected: str, images: bool = True) -> Tensor:
-        """A clip, or images as clips of one frame; a UserError where the shape or dtype is neither's."""
+        """A clip, or images as clips of one frame; a UserError where the shape or dtype is neither's, or the dtype is
+        not the model's (autocast takes any)."""
+        if not isinstance(x, Tensor):
+            raise UserError(f"{what}: expected a tensor, {expected}, got {type(x).__name__}")
         if (
             x.ndim not in ((4, 5) if images else (5,))
             or x.shape[1] != channels
             or not x.is_floating_point()
             or not x.numel()
         ):
-            found = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
-            raise UserError(f"{what}: expected floats, {expected}, got {found}")
+            raise UserError(f"{what}: expected floats, {expected}, got {_described(x)}")
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise UserError(f"{what}: expected {self.dtype}, the model's dtype, got {x.dtype}; use .to(model.dtype)")
         return x.unsqueeze(2) if x.ndim == 4 else x
+
+    def _checked_chunks(self, chunks: Iterable[Tensor], channels: int, what: str, expected: str) -> Iterator[Tensor]:
+        """Chunks of one video: the later ones are like the first in all but their length."""
+        first = None
+        for chunk in chunks:
+            chunk = self._checked(chunk, channels, what, expected, images=False)
+            kind = (len(chunk), *chunk.shape[3:], chunk.dtype, chunk.device)
+            if first is None:
+                first, told = kind, _described(chunk)
+            elif kind != first:
+                raise UserError(f"{what}: expected a chunk like the first, {told}, but for t, got {_described(chunk)}")
+            yield chunk
 
     def decode(
         self,
@@ -204,21 +228,23 @@ class VideoVAE(ModelMixin, ConfigMixin):
 
     # ---- streams -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def stream_encode(self, chunks: Iterable[Tensor], chunk_frames: int | None = None) -> Iterator[Posterior]:
         """Posteriors of an endless video: `chunks` are (B, 3, t, H, W) of any t >= 1, in order.
 
         Every level of the encoder works on at most about `chunk_frames` frames of the video at a time, by default as
         many as pay and fit into free memory (a UserError where not even one does). So memory does not grow with the
         video. Equals `encode` of the whole where the model streams exactly; the others need
-        `enable_tiling(frames=...)`, see `streams`. The tail is right-replicated to the frame rule.
+        `enable_tiling(frames=...)`, see `streams`. The tail is right-replicated to the frame rule. No gradients.
         """
         self._require_stream("stream_encode", chunk_frames)
-        checked = (self._checked(x, 3, "stream_encode", "chunks (B, 3, t, H, W)", images=False) for x in chunks)
-        for moments in self._moment_stream(checked, chunk_frames):
-            yield Posterior(moments)
+        checked = self._checked_chunks(chunks, 3, "stream_encode", "chunks (B, 3, t, H, W)")
+        return self._posteriors(checked, chunk_frames)
 
     @torch.no_grad()
+    def _posteriors(self, chunks: Iterable[Tensor], chunk_frames: int | None) -> Iterator[Posterior]:
+        for moments in self._moment_stream(chunks, chunk_frames):
+            yield Posterior(moments)
+
     def stream_decode(
         self,
         chunks: Iterable[Tensor],
@@ -229,15 +255,22 @@ class VideoVAE(ModelMixin, ConfigMixin):
         """Frames (B, 3, t, H, W) of latents that arrive as (B, z, t, h, w) of any t >= 1; `refine` renders 2T - 1.
 
         `chunk_frames`, counted in rendered frames, is as in `stream_encode`; at 1 the largest pictures are drawn one by
-        one. `num_frames` trims the total, in rendered frames.
+        one. `num_frames` trims the total, in rendered frames. No gradients.
         """
         self._require_stream("stream_decode", chunk_frames)
         if refine:
             self._require_refiner()
-        z, left = self.spec.latent_channels, num_frames
-        expected = f"chunks of latents (B, {z}, t, h, w)"
-        checked = (self._checked(x, z, "stream_decode", expected, images=False) for x in chunks)
-        for frames in self._frame_stream(checked, "refine" if refine else "decode", chunk_frames):
+        _check_num_frames(num_frames)
+        z = self.spec.latent_channels
+        checked = self._checked_chunks(chunks, z, "stream_decode", f"chunks of latents (B, {z}, t, h, w)")
+        return self._rendered(checked, "refine" if refine else "decode", num_frames, chunk_frames)
+
+    @torch.no_grad()
+    def _rendered(
+        self, chunks: Iterable[Tensor], work: str, left: int | None, chunk_frames: int | None
+    ) -> Iterator[Tensor]:
+        """Frames, at most `left` of them."""
+        for frames in self._frame_stream(chunks, work, chunk_frames):
             if left is not None:
                 frames, left = frames[:, :, :left], left - frames.shape[2]
             if frames.shape[2]:
@@ -251,12 +284,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
         return self.spec.exact_streaming or bool(self._tiling and self._tiling.frames)
 
     def _require_stream(self, name: str, chunk_frames: int | None) -> None:
-        if chunk_frames is not None and chunk_frames < 1:
+        if chunk_frames is not None and (not isinstance(chunk_frames, int) or chunk_frames < 1):
             raise UserError(f"{name}: chunk_frames={chunk_frames}: expected at least 1, or None for what fits")
         if not self.streams:
+            asked = self._tiling and self._tiling.frames  # and yet it does not: no runs make it stream
+            hint = "" if asked else ", after enable_tiling(frames=17) for long clips"
             raise UserError(
-                f"{name}: this {self.title} does not stream exactly ({self.spec.inexact}); use encode / decode"
-                ", with enable_tiling(frames=17) for long clips"
+                f"{name}: this {self.title} does not stream exactly ({self.spec.inexact}); use encode / decode{hint}"
             )
 
     def _stages(self, work: str) -> list[Stage]:
@@ -311,8 +345,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         most = chunk_frames or memory.chunk_frames(self, work, head)
         if self._tiling and self._tiling.frames:
             most = min(most, self._tiling.frames)
-        if head.device.type == "cpu":
-            memory.return_freed_memory()
+        on_cpu = head.device.type == "cpu"
         chunks, stages = chain([head], chunks), self._stages(work)
         del head
         streams: dict[object, Stream] = defaultdict(lambda: Stream(stages, most))
@@ -324,6 +357,8 @@ class VideoVAE(ModelMixin, ConfigMixin):
                 yield self._tiled(lambda part, tile: torch.cat(list(streams[tile].push(part)), 2), piece, unit)
             else:
                 yield from streams[None].push(piece)
+        if on_cpu:
+            memory.return_freed_memory()
 
     # ---- tiles and slices --------------------------------------------------------------------------------------------
 
@@ -336,12 +371,13 @@ class VideoVAE(ModelMixin, ConfigMixin):
         streams exactly; the others repeat the last frame of a run as the first of the next and drop it (as OD-VAE and
         CV-VAE do), or, where the first frame is no image, run independently.
         """
+        tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
         if 0 < size < self.least_tile:
             raise UserError(
                 f"tile size={size}: a pixel of this {self.title} sees {self.reach} to each side through its"
                 f" convolutions; at least {self.least_tile}, or 0 for none"
             )
-        self._tiling = Tiling(size, overlap, frames).check(self.spec.space_factor)
+        self._tiling = tiling
 
     @cached_property
     def reach(self) -> int:
@@ -370,8 +406,7 @@ class VideoVAE(ModelMixin, ConfigMixin):
         channels = self.spec.latent_channels
         what = "refine" if refine else "decode"
         latents = self._checked(z, channels, what, f"latents (B, {channels}, t, h, w) or (B, {channels}, h, w)")
-        if num_frames is not None and num_frames < 1:
-            raise UserError(f"num_frames={num_frames}: expected at least 1, or None for all")
+        _check_num_frames(num_frames)
         video = self._sliced(lambda part: self._whole_frames(part, what), latents)
         video = self._trim(video, 1).squeeze(2) if z.ndim == 4 else self._trim(video, num_frames)
         return DecoderOutput(sample=video) if return_dict else (video,)
@@ -406,6 +441,15 @@ class VideoVAE(ModelMixin, ConfigMixin):
         if not self._tiling or not self._tiling.size:
             return run(x, None)
         return tiled(run, x, self._tiling.size // self.spec.space_factor, self._tiling.overlap, unit)
+
+
+def _described(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)} on {x.device}"
+
+
+def _check_num_frames(num_frames: int | None) -> None:
+    if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
+        raise UserError(f"num_frames={num_frames}: expected at least 1, or None for all")
 
 
 def _right_replicate(x: Tensor, frames: int) -> Tensor:

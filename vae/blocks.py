@@ -11,6 +11,7 @@ What differs between families is a choice of blocks: a *kind* of residual block 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,13 @@ class ResBlock(nn.Module):
         self.norm2 = norm(out_channels)
         self.conv2 = conv(out_channels, out_channels, second)
         self.shortcut = nn.Identity() if in_channels == out_channels else conv(in_channels, out_channels, POINT)
+
+    def compile(self, **options: Any) -> None:
+        """As of any module, for whole clips. In a stream it runs as it is: Dynamo takes the graph of one block for
+        another, and what a `StreamState` holds for a module is no part of its guards."""
+        super().compile(**options)
+        compiled = self._compiled_call_impl
+        self._compiled_call_impl = lambda x, state=None: compiled(x) if state is None else self._call_impl(x, state)
 
     def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
         h = norm_silu_conv(x, self.norm1, self.conv1, state)

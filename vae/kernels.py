@@ -1,8 +1,8 @@
 """Triton kernels of GroupNorm and its SiLU, forward and backward; vae/fused.py says when they run.
 
 A tensor (B, C, T, H, W) is B*T frames of H*W pixels with C channels, in any layout whose pixels lie at one distance:
-NDHWC (channels_last_3d), NCDHW, slices of both in time. C is a power of two. Results have the dtype of the input, all
-arithmetic is fp32, and nothing is added up atomically, so results repeat.
+NDHWC (channels_last_3d), NCDHW, slices of both in time; others are copied to NDHWC first. C is a power of two. Results
+have the dtype of the input, all arithmetic is fp32, and nothing is added up atomically, so results repeat.
 
 Whatever the statistics, `_moments` reads x and `_normalise` reads x and writes y; backward, `_sums` reads x and dy,
 `_gradient` reads both and writes dx. Between them PyTorch adds up partial results of C numbers each. Mean and variance
@@ -46,7 +46,9 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, per_frame: bool, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y like x, and mean and 1 / deviation of each frame, or of each clip, and group: (B, T or 1, groups) in fp32."""
-    x, y = _pixels(x), torch.empty_like(x)
+    x = _evenly(x)
+    y = torch.empty_like(x)
+    x, out = _pixels(x), _pixels(y)
     (b, c, t, pixels), (rows, loops) = x.shape, _tiles(x)
     partial = x.new_empty(b, t, pixels // (rows * loops), 2, c, dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -57,8 +59,7 @@ def forward(
         variance = (squares / (rows * loops) + (means - mean).square()).mean(over, keepdim=True)
         mean, rstd = (s.reshape(b, -1, groups) for s in (mean, (variance + eps).rsqrt()))
         _normalise[(pixels // rows, b * t)](
-            *(x, _pixels(y), weight, bias, mean, rstd, t, *x.stride(), *_pixels(y).stride()),
-            *(c, groups, rows, per_frame, silu),
+            *(x, out, weight, bias, mean, rstd, t, *x.stride(), *out.stride(), c, groups, rows, per_frame, silu),
             num_warps=WARPS,
         )
     return y, mean, rstd
@@ -69,7 +70,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
     per_frame, groups = mean.shape[1] == x.shape[2], mean.shape[2]
-    dx, x, dy = torch.empty_like(x), _pixels(x), _pixels(dy)
+    x = _evenly(x)
+    dx = torch.empty_like(x)
+    x, dy, out = _pixels(x), _pixels(_evenly(dy)), _pixels(dx)
     (b, c, t, pixels), (rows, loops) = x.shape, _tiles(x)
     partial = x.new_empty(b, t, pixels // (rows * loops), 2, c, dtype=torch.float32)
     common = (weight, bias, mean, rstd, t, *x.stride(), *dy.stride())
@@ -83,20 +86,23 @@ def backward(
         means = means if per_frame else means.sum(1, keepdim=True)
         means = means / (pixels * (c // groups) * (1 if per_frame else t))
         _gradient[(pixels // rows, b * t)](
-            *(x, dy, _pixels(dx), means.contiguous(), *common, *_pixels(dx).stride()),
-            *(c, groups, rows, per_frame, silu),
+            *(x, dy, out, means.contiguous(), *common, *out.stride(), c, groups, rows, per_frame, silu),
             num_warps=WARPS,
         )
     return dx, dw.to(weight.dtype), db.to(bias.dtype)
 
 
+def _evenly(x: Tensor) -> Tensor:
+    """`x`, in NDHWC where the pixels of a frame lie at several distances, or a tile's numbers farther than 32 bits."""
+    (_, channel, _, down, across), (_, channels, _, height, width) = x.stride(), x.shape
+    even = down == width * across or 1 in (height, width)
+    near = channel * channels + (across if width > 1 else down) * TILE < 2**31
+    return x if even and near else x.contiguous(memory_format=torch.channels_last_3d)
+
+
 def _pixels(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> (B, C, T, H*W): a view, unless the pixels of a frame lie at several distances, or so far apart
-    that 32 bits do not count them."""
-    flat = x.flatten(3)
-    if flat.stride(1) * flat.shape[1] + flat.stride(3) * flat.shape[3] < 2**31:
-        return flat
-    return x.contiguous(memory_format=torch.channels_last_3d).flatten(3)
+    """(B, C, T, H, W) -> (B, C, T, H*W), always a view: what kernels write to it is in `x`."""
+    return x.view(*x.shape[:3], -1)
 
 
 def _tiles(x: Tensor) -> tuple[int, int]:
@@ -113,11 +119,11 @@ def _tiles(x: Tensor) -> tuple[int, int]:
 
 @triton.jit
 def _offsets(part, t, sb, sc, st, sp, C: tl.constexpr, ROWS: tl.constexpr):
-    """Where the tile `part` of this program's frame lies: ROWS pixels of C channels."""
+    """Where the tile `part` of this program's frame lies: ROWS pixels of C channels. 64 bits to its start, for a frame
+    may be large; 32 within it, which takes fewer registers."""
     frame = tl.program_id(1)
-    start = (frame // t).to(tl.int64) * sb + (frame % t).to(tl.int64) * st
-    pixel = part * ROWS + tl.arange(0, ROWS)
-    return start + (pixel[:, None] * sp + tl.arange(0, C)[None, :] * sc)
+    start = (frame // t).to(tl.int64) * sb + (frame % t).to(tl.int64) * st + tl.cast(part, tl.int64) * ROWS * sp
+    return start + (tl.arange(0, ROWS)[:, None] * sp + tl.arange(0, C)[None, :] * sc)
 
 
 @triton.jit

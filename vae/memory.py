@@ -8,7 +8,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lvdm.errors import UserError
+from vae.streams import Stream
 
 if TYPE_CHECKING:
     from vae.base import VideoVAE
@@ -29,10 +29,10 @@ MOST, SMALL = 16, 2**16
 """Frames that a piece has at most, by default; pixels of a clip or piece that is run without asking for its memory."""
 SHARE, OTHER_SHARE = {"cuda": 0.8, "cpu": 0.4}, 0.5
 """Of the free memory, what tensors may take: convolutions borrow some, on a CPU copies of their input and output."""
-M_MMAP_THRESHOLD = -3
-"""Of glibc's mallopt: the least size of a block that is mapped, and given back when it is freed."""
-TILES = (1024, 768, 512, 384, 256, 128)
-"""Those that are tried to find one that fits."""
+TILES = (512, 256)
+"""Those that are tried to find one that fits; each takes a second or two to count."""
+REMEMBERED = 64
+"""Counts that are kept, those that were asked for last."""
 
 
 def chunk_frames(model: "VideoVAE", work: str, x: Tensor) -> int:
@@ -70,17 +70,20 @@ def fits(model: "VideoVAE", work: str, x: Tensor) -> bool:
 
 def stream_bytes(model: "VideoVAE", work: str, x: Tensor, chunk: int) -> int:
     """Bytes that tensors take at the peak of a stream of a video, or latents, of the size of `x`, weights not counted.
-    What kernels borrow within themselves is not seen; all counts in the dtype of the model, too much under autocast."""
+    What kernels borrow within themselves is not seen; all counts in the dtype of the model, too much under autocast.
+    Of tiles one is counted, and for each of the others what its stream keeps between pieces."""
     f = model.spec.time_factor
-    steady = 1 + 2 * (max(f, chunk) if work == "encode" else max(1, chunk // f))  # two pieces after the first frame
+    piece = max(f, chunk)
+    steady = 1 + 2 * (piece if work == "encode" else piece // f)  # two pieces after the first frame
 
-    def run(twin: "VideoVAE", like: Tensor) -> None:
-        if work == "encode":
-            deque(twin.stream_encode([like], chunk), maxlen=0)
-        else:
-            deque(twin.stream_decode([like], work == "refine", chunk_frames=chunk), maxlen=0)
+    def run(twin: "VideoVAE", like: Tensor) -> Stream:
+        stream = Stream(twin._stages(work), chunk)
+        deque(stream.push(like), maxlen=0)
+        return stream
 
-    return _counted(model, (work, chunk), (*x.shape[:2], steady, *x.shape[3:]), run)
+    tile, tiles = _tiles(model, work, x)
+    most, held = _counted(model, (work, chunk), (*x.shape[:2], steady, *tile), run)
+    return most + (tiles - 1) * held + (tiles > 1) * _canvas(model, work, x, piece)
 
 
 def whole_bytes(model: "VideoVAE", work: str, x: Tensor) -> int:
@@ -89,15 +92,18 @@ def whole_bytes(model: "VideoVAE", work: str, x: Tensor) -> int:
     def run(twin: "VideoVAE", like: Tensor) -> None:
         twin._tiled_moments(like) if work == "encode" else twin._tiled_frames(like, work)
 
-    return _counted(model, (work,), x.shape, run)
+    tile, tiles = _tiles(model, work, x)
+    most, _ = _counted(model, (work,), (*x.shape[:3], *tile), run)
+    frames = x.shape[2] if work == "encode" else model.spec.frames(x.shape[2])
+    return most + (tiles > 1) * _canvas(model, work, x, frames)
 
 
-@cache
 def return_freed_memory() -> None:
-    """Makes glibc map large tensors one by one: within its heap, freed ones leave holes that grow with a stream."""
+    """Gives the system what glibc keeps of freed tensors. (To have it map tensors of 1 MiB one by one instead, by
+    mallopt, made the training steps after it 1.65 times as long, and streams 1.2 times.)"""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -141,19 +147,40 @@ class PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-_KNOWN: dict[tuple, int] = {}
+_KNOWN: dict[tuple, tuple[int, int]] = {}
 
 
-def _counted(model: "VideoVAE", work: tuple, shape: tuple, run: Callable) -> int:
-    """The peak of `run(twin, input)` of the model without its weights, counted once for each model and shape."""
+def _counted(model: "VideoVAE", work: tuple, shape: tuple, run: Callable) -> tuple[int, int]:
+    """The peak of `run(twin, input)` of the model without its weights, and what the object that it returns holds.
+    Counted once for each model and shape."""
     options = json.dumps(dict(model.options), sort_keys=True, default=str)
-    key = (type(model), options, model.dtype, model._tiling, work, tuple(shape))
+    key = (type(model), options, model.dtype, work, tuple(shape))
     if key not in _KNOWN:
         twin = without_weights(model)
         with torch.no_grad(), torch.autocast("cpu", enabled=False), PeakBytes() as peak:
-            run(twin, torch.empty(shape, dtype=model.dtype, device="meta"))
-        _KNOWN[key] = peak.most
+            kept = run(twin, torch.empty(shape, dtype=model.dtype, device="meta"))
+            _KNOWN[key] = peak.most, peak.now
+            del kept
+        if len(_KNOWN) > REMEMBERED:
+            del _KNOWN[next(iter(_KNOWN))]
+    _KNOWN[key] = _KNOWN.pop(key)  # the last one asked for is the last to go
     return _KNOWN[key]
+
+
+def _tiles(model: "VideoVAE", work: str, x: Tensor) -> tuple[tuple[int, int], int]:
+    """Height and width of a tile, as `x` counts them, and how many make a frame."""
+    (height, width), tiling, factor = x.shape[-2:], model._tiling, model.spec.space_factor
+    if not tiling or not tiling.size:
+        return (height, width), 1
+    side = tiling.size if work == "encode" else tiling.size // factor
+    pixels = 1 if work == "encode" else factor
+    return (min(height, side), min(width, side)), tiling.count(height * pixels, width * pixels, factor)
+
+
+def _canvas(model: "VideoVAE", work: str, x: Tensor, frames: int) -> int:
+    """Bytes of whole frames beside their tiles: what is cut, or the fp32 sum that is blended."""
+    factor = 1 if work == "encode" else model.spec.space_factor
+    return 4 * 3 * len(x) * frames * (2 if work == "refine" else 1) * x.shape[-2] * x.shape[-1] * factor**2
 
 
 def without_weights(model: "VideoVAE") -> "VideoVAE":
@@ -202,16 +229,16 @@ def _too_large(model: "VideoVAE", work: str, x: Tensor, needed: float, room: flo
         twin = without_weights(model)
         twin.enable_tiling(size, frames=0)
         if (tiled := stream_bytes(twin, work, x, 1)) <= room:
-            fitting.append(f"tile={size} needs {_gib(tiled)}")
+            fitting.append(f"tile={size} needs {_size(tiled)}")
             break
     if model.dtype == torch.float32:
-        fitting.append(f"bf16 needs about {_gib(needed / 2)}")
+        fitting.append(f"bf16 needs about {_size(needed / 2)}")
     return (
-        f"{work} of {height}x{width} (height x width), batch {len(x)}: a single frame at a time needs {_gib(needed)} in"
-        f" {str(model.dtype).removeprefix('torch.')}, and {_gib(room)} of {x.device.type} memory may be taken; "
+        f"{work} of {height}x{width} (height x width), batch {len(x)}: a single frame at a time needs {_size(needed)} in"
+        f" {str(model.dtype).removeprefix('torch.')}, and {_size(max(0, room))} of {x.device.type} memory may be taken; "
         + ("; ".join(fitting) or "take smaller frames")
     )
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

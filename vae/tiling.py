@@ -32,14 +32,21 @@ class Tiling:
 
     def check(self, space_factor: int) -> "Tiling":
         """Itself; a UserError where the numbers do not fit a VAE of this spatial factor."""
+        if not isinstance(self.size, int) or not isinstance(self.frames, int):
+            raise UserError(f"tile size={self.size}, frames={self.frames}: expected whole numbers, e.g. 256 and 17")
         if self.size < 0 or self.size % space_factor:
             near = max(space_factor, self.size // space_factor * space_factor)
             raise UserError(f"tile size={self.size}: must be divisible by {space_factor}, e.g. {near}, or 0 for none")
-        if not 0 <= self.overlap <= 0.5:
+        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap <= 0.5:
             raise UserError(f"tile overlap={self.overlap}: expected a share from 0 to 0.5, e.g. 0.25")
         if self.frames < 0 or self.frames == 1:
             raise UserError(f"tile frames={self.frames}: expected at least 2, e.g. 17, or 0 for whole clips")
         return self
+
+    def count(self, height: int, width: int, space_factor: int) -> int:
+        """Tiles of a frame of `height` x `width` pixels."""
+        sides = (len(starts(n // space_factor, self.size // space_factor, self.overlap)) for n in (height, width))
+        return math.prod(sides)
 
 
 def tiled(run: Callable[[Tensor, object], Tensor], x: Tensor, tile: int, overlap: float, unit: int = 1) -> Tensor:

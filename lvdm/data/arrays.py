@@ -43,16 +43,21 @@ def iter_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterat
 
 def rate_of(path: str | Path) -> float | None:
     """The frames a second that the .json beside `path` states, None without one; raises `Unreadable` for nonsense."""
-    beside = Path(path).with_suffix(".json")
-    if not beside.is_file():
+    note = beside(path)
+    if not note.is_file():
         return None
     try:
-        rate = float(json.loads(beside.read_text())["fps"])
+        rate = float(json.loads(note.read_text())["fps"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Unreadable(path, f'{beside.name} beside it does not say {{"fps": 24}}: {error}') from error
+        raise Unreadable(path, f'{note.name} beside it does not say {{"fps": 24}}: {error}') from error
     if not (math.isfinite(rate) and rate > 0):
-        raise Unreadable(path, f"{beside.name} beside it gives {rate:g} frames a second")
+        raise Unreadable(path, f"{note.name} beside it gives {rate:g} frames a second")
     return rate
+
+
+def beside(path: str | Path) -> Path:
+    """The .json that may say the rate of an array."""
+    return Path(path).with_suffix(".json")
 
 
 def _open(path: str | Path) -> np.ndarray:
@@ -73,5 +78,5 @@ def _what(video: object) -> str:
     """What an array is, and that its numbers are not finite where that is so."""
     if not isinstance(video, np.ndarray):
         return type(video).__name__
-    odd = video.dtype.kind == "f" and not all(np.isfinite(part).all() for part in np.atleast_1d(video))
+    odd = video.dtype.kind == "f" and video.size and not np.isfinite([video.min(), video.max()]).all()
     return f"{video.dtype} {video.shape}" + (", NaN or infinity among it" if odd else "")

@@ -63,6 +63,7 @@ def open_dataset(videos: str | Path, labels: str = "auto", subset: str = "all") 
     - a folder with sky_train/ or sky_test/ is SkyTimelapse; `subset` may be train or test
     - any other folder: videos, folders of frames and images anywhere below
     - a .csv, .jsonl or .parquet file is a list (see `read_list`)
+    - what is no path is a name below the folder LVDM_DATA (see `by_name`)
 
     `labels` are the name of the parent folder ("folder"), the name of the file ("file") or absent ("none"). "auto"
     takes the class of UCF101, nothing for SkyTimelapse, the label column of a list where it has one, and of other
@@ -72,13 +73,14 @@ def open_dataset(videos: str | Path, labels: str = "auto", subset: str = "all") 
     What is left out is told on stderr, once a process. Raises UserError where nothing is found, and when a split of
     UCF101 names files that are not there.
     """
-    path = Path(videos)
+    path = by_name(str(videos))
     if labels not in LABELS:
         raise UserError(f"labels: {labels!r} is not one of {', '.join(LABELS)}{nearest(labels, LABELS)}")
     kind = _kind(path) if str(videos) else None
     if kind is None:
         raise UserError(
-            f"videos={videos}: expected a folder of videos, UCF101, SkyTimelapse or a {' '.join(LISTS)} list"
+            f"videos={videos}: expected a folder of videos, UCF101, SkyTimelapse or a {' '.join(LISTS)} list, "
+            f"or the name of one in the folder LVDM_DATA ({os.environ.get('LVDM_DATA') or 'not set'})"
         )
     if subset not in SUBSETS[kind]:
         what = {"ucf101": "UCF101", "sky": "SkyTimelapse"}.get(kind, f"a {kind} without splits")
@@ -99,6 +101,26 @@ def open_dataset(videos: str | Path, labels: str = "auto", subset: str = "all") 
         )
     _tell(path, missing, "videos that the official lists name and that are not there")
     return dataset
+
+
+def by_name(videos: str) -> Path:
+    """`videos` where that is a path; else what is called so in the folder that LVDM_DATA names, whatever its letter
+    case, hyphens and underscores: ucf101 is UCF-101, too, and sky is sky_timelapse. UserError where two are."""
+    path, root = Path(videos), Path(os.environ.get("LVDM_DATA", ""))
+    if path.exists() or not os.environ.get("LVDM_DATA") or not root.is_dir():
+        return path
+    if (root / path).exists():
+        return root / path
+    found = [there for there in sorted(root.iterdir()) if _plain(there.name) == _plain(videos)]
+    if len(found) > 1:
+        raise UserError(f"videos={videos}: may be any of {', '.join(map(str, found))}: give the path")
+    return found[0] if found else path
+
+
+def _plain(name: str) -> str:
+    """A name by which a dataset is known, as everyone spells it."""
+    plain = re.sub(r"[\W_]", "", name.lower())
+    return "skytimelapse" if plain == "sky" else plain
 
 
 def _kind(path: Path) -> str | None:

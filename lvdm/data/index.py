@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from lvdm.data import arrays
 from lvdm.data.datasets import Dataset, Entry, open_dataset
 from lvdm.data.reader import Unreadable, iter_frames, probe
 from lvdm.data.shots import THUMBNAIL, find_cuts
@@ -297,11 +298,15 @@ class _Known:
 
 
 def stamp_of(path: Path) -> str:
-    """Size and time of a file, a digest of them for a folder of frames, "" where there is nothing."""
+    """Size and time of a file, a digest of them for a folder of frames, "" where there is nothing.
+
+    Of an array those of the .json that says its rate, too.
+    """
     try:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
-            return f"{found.st_size}-{found.st_mtime_ns}"
+            note = stamp_of(arrays.beside(path)) if arrays.is_array(path) else ""
+            return f"{found.st_size}-{found.st_mtime_ns}" + (f"+{note}" if note else "")
         with os.scandir(path) as entries:
             stats = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:24]

@@ -19,27 +19,31 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, on the scale [0, 1]."""
 
 
-def load_script(path: str, device: torch.device | str, how: str, arguments: tuple[str, ...] = ()):
-    """The TorchScript module in `path` and the sha256 of the file. It can compute but not run Python.
+PROTOCOL = "its sha256 goes into the protocol"
+
+
+def load_script(name: str, path: str, device: torch.device | str, how: str, arguments: tuple[str, ...] = ()):
+    """The TorchScript module in `path`, of the features `name`, and the sha256 of the file. It can compute but not run
+    Python.
 
     UserError, with `how` to get it, for a file that is missing, is no TorchScript or lacks one of `arguments`.
     """
     file = Path(path).expanduser()
     if not path or not file.is_file():
-        raise UserError(f"weights={path}: no such file; {how}")
+        raise UserError(f"weights.{name}={path}: no such file; {how}")
     try:
         model = torch.jit.load(file, map_location=device).eval()
     except RuntimeError:
-        raise UserError(f"weights={path}: no TorchScript file; {how}") from None
+        raise UserError(f"weights.{name}={path}: no TorchScript file; {how}") from None
     if not set(arguments) <= {argument.name for argument in model.forward.schema.arguments}:
-        raise UserError(f"weights={path}: its forward lacks {', '.join(arguments)}; {how}")
+        raise UserError(f"weights.{name}={path}: its forward lacks {', '.join(arguments)}; {how}")
     return model, weights.sha256_of(file)
 
 
 def require_dim(features: Tensor, dim: int, name: str) -> Tensor:
     """`features` (N, dim) in fp32; UserError for another shape, which is another network."""
     if features.ndim != 2 or features.shape[1] != dim:
-        raise UserError(f"{name}: the network of weights= gave {tuple(features.shape)}, expected (N, {dim})")
+        raise UserError(f"{name}: the network of weights.{name} gave {tuple(features.shape)}, expected (N, {dim})")
     return features.float()
 
 
@@ -51,12 +55,15 @@ class I3DScript:
     dim = 400
     min_frames = 10
     per = "clip"
-    HOW = "features=i3d-torchscript takes the i3d_torchscript.pt of StyleGAN-V; features=i3d needs no file"
+    HOW = (
+        "features=i3d-torchscript takes i3d_torchscript.pt, to which github.com/universome/stylegan-v links; "
+        f"{PROTOCOL}; features=i3d needs no file"
+    )
     ARGUMENTS = ("rescale", "resize", "return_features")
 
     def __init__(self, device: torch.device | str = "cpu", path: str = ""):
         self.device = device
-        self.model, self.weights_sha256 = load_script(path, device, self.HOW, self.ARGUMENTS)
+        self.model, self.weights_sha256 = load_script(self.name, path, device, self.HOW, self.ARGUMENTS)
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
@@ -76,11 +83,14 @@ class C3D:
     dim = 101
     min_frames = 16
     per = "clip"
-    HOW = "features=c3d takes the c3d_ucf101.pt of StyleGAN-V, a port of TGANv2's C3D on UCF101"
+    HOW = (
+        "features=c3d takes c3d_ucf101.pt, to which github.com/universome/stylegan-v links, a port of TGANv2's C3D on "
+        f"UCF101 (conv3d_deepnetA_ucf.npz of github.com/rezoo/tgan2); {PROTOCOL}"
+    )
 
     def __init__(self, device: torch.device | str = "cpu", path: str = ""):
         self.device = device
-        self.model, self.weights_sha256 = load_script(path, device, self.HOW)
+        self.model, self.weights_sha256 = load_script(self.name, path, device, self.HOW)
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
@@ -90,7 +100,9 @@ class C3D:
             probabilities = self.model(to_uint8(videos[:, :, -16:]).to(self.device))
         probabilities = require_dim(probabilities, self.dim, self.name)
         if not (probabilities.sum(1) - 1).abs().max() < 1e-3:
-            raise UserError(f"{self.name}: the network of weights= gave rows that are no probabilities; {self.HOW}")
+            raise UserError(
+                f"{self.name}: the network of weights.{self.name} gave rows that are no probabilities; {self.HOW}"
+            )
         return probabilities.clamp(min=1e-20).log()
 
 
@@ -109,7 +121,7 @@ class Inception:
     def __init__(self, device: torch.device | str = "cpu", path: str = ""):
         self.device = device
         path = path or str(weights.script("inception"))
-        self.model, self.weights_sha256 = load_script(path, device, self.HOW)
+        self.model, self.weights_sha256 = load_script(self.name, path, device, self.HOW)
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
@@ -139,19 +151,24 @@ class VideoMAE:
 
     name = "videomae"
     per = "clip"
-    HOW = 'features=videomae takes a folder or hub id of a VideoMAE of transformers, e.g. "MCG-NJU/videomae-base"'
+    HOW = (
+        'features=videomae takes a folder or hub id of a VideoMAE of transformers, e.g. "MCG-NJU/videomae-base"; the '
+        "hash of its weights goes into the protocol"
+    )
 
     def __init__(self, device: torch.device | str = "cpu", path: str = ""):
         from transformers import VideoMAEModel
 
         if not path:
-            raise UserError(f"weights=: missing; {self.HOW}")
+            raise UserError(f"weights.videomae=: missing; {self.HOW}")
         try:
             model, info = VideoMAEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"weights={path}: {' '.join(str(error).split())[:150]}; {self.HOW}") from None
+            raise UserError(f"weights.videomae={path}: {' '.join(str(error).split())[:150]}; {self.HOW}") from None
         if info["missing_keys"]:
-            raise UserError(f"weights={path}: no VideoMAE, {len(info['missing_keys'])} weights are missing; {self.HOW}")
+            raise UserError(
+                f"weights.videomae={path}: no VideoMAE, {len(info['missing_keys'])} weights are missing; {self.HOW}"
+            )
         self.device, self.model = device, model.to(device).eval().requires_grad_(False)
         self.weights_sha256 = weights_hash(model.state_dict())
         self.dim, self.min_frames = model.config.hidden_size, model.config.num_frames
@@ -186,9 +203,11 @@ class Timm:
         try:
             model = timm.create_model(name, pretrained=not path, num_classes=0)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"features=timm:{name}: {' '.join(str(error).split())[:150]}; give weights=FILE") from None
+            raise UserError(
+                f"features=timm:{name}: {' '.join(str(error).split())[:150]}; give weights.timm:{name}=FILE"
+            ) from None
         if path:
-            load_backbone(model, Path(path).expanduser())
+            load_backbone(model, Path(path).expanduser(), f"weights.timm:{name}")
         config = timm.data.resolve_model_data_config(model)
         self.name, self.size = f"timm:{name}", config["input_size"][-1]
         self.mean, self.std, self.dim = config["mean"], config["std"], model.num_features
@@ -206,14 +225,14 @@ class Timm:
             return torch.cat([self.model(normalised(part, self.mean, self.std)) for part in frames])
 
 
-def load_backbone(model: torch.nn.Module, file: Path) -> None:
+def load_backbone(model: torch.nn.Module, file: Path, key: str) -> None:
     """The user's weights into a backbone; those of its classifier are not needed."""
     if not file.is_file():
-        raise UserError(f"weights={file}: no such file; it takes the state dict of this model of timm")
+        raise UserError(f"{key}={file}: no such file; it takes the state dict of this model of timm")
     state, _ = state_dict(read_tree(file), file, "model_ema", ("state_dict", "model"))
     missing = [key for key in model.state_dict() if key not in state]
     if missing:
-        raise UserError(f"weights={file}: of another model, {len(missing)} weights are missing, e.g. {missing[0]}")
+        raise UserError(f"{key}={file}: of another model, {len(missing)} weights are missing, e.g. {missing[0]}")
     model.load_state_dict({key: state[key] for key in model.state_dict()})
 
 

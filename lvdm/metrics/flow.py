@@ -10,6 +10,7 @@ from torch import Tensor
 from lvdm.errors import UserError
 from lvdm.metrics.frames import require_pair
 from lvdm.torchfile import differences, read_tree
+from lvdm.weights import sha256_of
 
 Flow = Callable[[Tensor, Tensor], Tensor]
 """Frames (N, 3, H, W) twice, in [-1, 1], to where each pixel of the first is in the second: (N, 2, H, W), (x, y)."""
@@ -35,19 +36,24 @@ def _neighbours(video: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(video.float()[:, :, part].transpose(1, 2).flatten(0, 1) for part in (slice(-1), slice(1, None)))
 
 
-def _warped(images: Tensor, flow: Tensor) -> Tensor:
-    """Images (N, C, H, W) read at each pixel's place plus its flow."""
+def _places(flow: Tensor) -> Tensor:
+    """(N, H, W, 2): each pixel's place plus its flow, from -1 to 1 within the frame."""
     h, w = flow.shape[-2:]
     place = torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy")).to(flow) + flow
     size = torch.tensor([w, h]).to(flow).view(2, 1, 1)
-    grid = ((2 * place + 1) / size - 1).movedim(1, -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return ((2 * place + 1) / size - 1).movedim(1, -1)
+
+
+def _warped(images: Tensor, flow: Tensor) -> Tensor:
+    """Images (N, C, H, W) read at each pixel's place plus its flow."""
+    return F.grid_sample(images, _places(flow), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _seen(forward: Tensor, back: Tensor) -> Tensor:
-    """(N, H, W): pixels whose flow there and `back` cancel."""
+    """(N, H, W): pixels that stay within the frame, and whose flow there and `back` cancel."""
     gap = (forward + back).square().sum(1)
-    return gap < 0.01 * (forward.square().sum(1) + back.square().sum(1)) + 0.5
+    cancel = gap < 0.01 * (forward.square().sum(1) + back.square().sum(1)) + 0.5
+    return cancel & (_places(forward).abs() <= 1).all(-1)
 
 
 def raft(path: str, device: torch.device | str = "cpu") -> Flow:
@@ -77,6 +83,20 @@ def raft(path: str, device: torch.device | str = "cpu") -> Flow:
         return torch.cat([model(*pair)[-1] for pair in pairs])[..., :height, :width].to(a.device)
 
     return flow
+
+
+class WarpingError:
+    """The warping error of clips by RAFT, called as `lvdm.metrics.lpips.LPIPS` is."""
+
+    name = "raft"
+
+    def __init__(self, path: str, device: torch.device | str = "cpu"):
+        self.flow = raft(path, device)
+        self.weights_sha256 = sha256_of(Path(path).expanduser())
+
+    def video(self, x: Tensor, y: Tensor) -> Tensor:
+        """(B, 3, T, H, W) twice, in [-1, 1], the original first, to (B, T-1) fp64."""
+        return warping_error(x, y, self.flow)
 
 
 def _padded(frames: Tensor) -> Tensor:

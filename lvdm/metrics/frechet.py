@@ -12,37 +12,45 @@ Covariance = Literal["N", "N-1"]
 
 
 class FeatureStats:
-    """Mean and covariance of the rows seen so far, in fp64 on the CPU; memory does not grow with their number."""
+    """Mean and covariance of the rows seen so far, in fp64; memory does not grow with their number."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
         self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # sum of (x - mean)(x - mean)^T
+        self._root: Tensor | None = None
 
     def update(self, features: Tensor) -> None:
         """Adds rows (N, dim). Raises UserError if they are not finite."""
         if not features.isfinite().all():
             raise UserError("features are not finite: the videos or the network that made them hold NaN or infinity")
-        rows = features.detach().to("cpu", torch.float64)
+        rows = features.detach().to(self.mean.device, torch.float64)
         mean = rows.mean(dim=0)
         self._add(len(rows), mean, (rows - mean).T @ (rows - mean))
 
     def merge(self, other: "FeatureStats") -> None:
-        """Adds the rows that `other` has seen, e.g. another process."""
+        """Adds the rows that `other` has seen."""
         self._add(other.count, other.mean, other._scatter)
 
     def cov(self, covariance: Covariance = "N") -> Tensor:
         """Covariance (dim, dim), divided by N as StyleGAN-V and Latte do, or by N-1 as TATS and NumPy do."""
         return self._scatter / _divisor(self.count, covariance)
 
+    def root(self, covariance: Covariance = "N") -> Tensor:
+        """The symmetric square root of the covariance: worked out once, whatever these rows are compared with."""
+        if self._root is None:
+            values, vectors = torch.linalg.eigh(self._scatter)
+            self._root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return self._root / _divisor(self.count, covariance) ** 0.5
+
     def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         """Chan, Golub and LeVeque 1979: no cancellation, however far the mean is from zero."""
         total = self.count + count
         if count:
             delta = mean - self.mean
-            self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+            self._scatter = self._scatter.add_(scatter).addr_(delta, delta, alpha=self.count * count / total)
             self.mean = self.mean + delta * (count / total)
-            self.count = total
+            self.count, self._root = total, None
 
 
 def frechet_distance(a: FeatureStats, b: FeatureStats, covariance: Covariance = "N") -> float:
@@ -53,9 +61,9 @@ def frechet_distance(a: FeatureStats, b: FeatureStats, covariance: Covariance = 
     rows than dimensions). Raises UserError for fewer than 2 rows a side.
     """
     _require_two(a.count, b.count)
-    cov_a, cov_b = a.cov(covariance), b.cov(covariance)
-    root = torch.linalg.svdvals(_sqrt(cov_a) @ _sqrt(cov_b)).sum()
-    distance = (a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root
+    root = torch.linalg.svdvals(a.root(covariance) @ b.root(covariance)).sum()
+    traces = a.cov(covariance).trace() + b.cov(covariance).trace()
+    distance = (a.mean - b.mean).square().sum() + traces - 2 * root
     return max(distance.item(), 0.0)  # rounding can leave -1e-13
 
 
@@ -82,9 +90,3 @@ def _require_two(a: int, b: int) -> None:
 
 def _divisor(count: int, covariance: Covariance) -> int:
     return count - (covariance == "N-1")
-
-
-def _sqrt(cov: Tensor) -> Tensor:
-    """The symmetric square root of a covariance."""
-    values, vectors = torch.linalg.eigh(cov)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

@@ -10,6 +10,9 @@ from lvdm.errors import UserError, nearest
 
 FVD_COUNT = 2048  # clips a side, customary since StyleGAN-V
 SMALL_BATCH = "small_batch_legacy"
+FRECHET = ("FVD", "FID")
+SIMULATED = "two samples of one Gaussian in 400 dimensions scored 248 at N = 2048 and 1866 at N = 256"
+"""How large that bias is: docs/metrics.md, "How sure a number is"."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Protocol:
     count_fake: int
     """Generated or reconstructed clips."""
     split: str
-    """The dataset and split the real clips are drawn from."""
+    """The dataset the real clips are drawn from, and which part of each shot: train, val or all."""
     seed: int
     """Of the draw of clips."""
     estimator: str
@@ -50,6 +53,16 @@ class Protocol:
     """What the sum of squares is divided by: "N" or "N-1"."""
     inputs: str = ""
     """What the files of both sides lost before they were read, in words."""
+    subset: str = ""
+    """The dataset's own split: train01, test ...; all takes everything."""
+    holdout: float | None = None
+    """The last part of each shot that is `val`."""
+    per_video: int | None = None
+    """Real clips a video; 0: every one without overlap."""
+    short: str = ""
+    """What becomes of shots that are too short for a clip: drop, loop or reflect."""
+    dataset: str = ""
+    """The first 8 digits of the hash of the dataset's index."""
 
     def describe(self) -> str:
         """One line for a reader, fields that do not apply left out."""
@@ -61,24 +74,39 @@ class Protocol:
             f"{self.metric}{features}{weights}, {self.frames} frames, {pace}, {self.resize}, "
             f"{self.count_real} real / {self.count_fake} fake clips, {self.split}, seed {self.seed}, {self.estimator}"
         )
-        named = {"": self.inputs, "clips by ": self.draw, "covariance 1/": self.covariance, "preset ": self.preset}
+        covariance = f"({self.covariance})" if "-" in self.covariance else self.covariance
+        named = {
+            "": self.inputs,
+            "subset ": self.subset,
+            "holdout ": "" if self.holdout is None else f"{self.holdout:g}",
+            "clips a video ": "" if self.per_video is None else f"{self.per_video}",
+            "short shots ": self.short,
+            "index ": self.dataset,
+            "clips by ": self.draw,
+            "covariance 1/": covariance,
+            "preset ": self.preset,
+        }
         return ", ".join([line, *(name + value for name, value in named.items() if value)])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `Protocol(**d)` reads it back, also where an earlier version wrote fewer fields."""
         return asdict(self)
 
+    @property
+    def biased(self) -> bool:
+        """Whether this is an average over small batches, which explains published numbers and ranks nothing."""
+        return self.metric.upper() in FRECHET and self.preset.startswith(SMALL_BATCH)
+
     def warning(self) -> str | None:
         """What a reader must know before comparing this number with another one, or None."""
-        if self.preset.startswith(SMALL_BATCH):
-            return f"{self.metric} averaged over small batches is biased upwards by its definition: not for comparison"
-        count = min(self.count_real, self.count_fake)
-        if "fvd" not in self.metric.lower() or count >= FVD_COUNT:
+        metric, count = self.metric.upper(), min(self.count_real, self.count_fake)
+        if self.biased:
+            return f"{metric} averaged over small batches is biased upwards by its definition: not for comparison"
+        if metric not in (*FRECHET, "IS") or count >= FVD_COUNT:
             return None
-        return (
-            f"{self.metric} with N = {count} clips is biased upwards: two samples of one distribution score about 100 "
-            f"at N = {FVD_COUNT} and thousands at N = 64; compare it only with numbers of the same N"
-        )
+        way = "downwards" if metric == "IS" else "upwards"
+        text = f"{metric} with N = {count} clips is biased {way}: compare it only with numbers of the same N"
+        return text + (f"; {SIMULATED}" if metric == "FVD" else "")
 
 
 def require_same(protocols: Iterable[Protocol]) -> None:
@@ -120,6 +148,8 @@ class Preset:
     """Above 0: the mean of distances of batches of so many clips."""
     against: Literal["reals", "originals"] = "reals"
     """Originals: reconstructions and the very clips they are of."""
+    split: Literal["", "all", "train"] = ""
+    """The dataset's own split that real clips are from, where the preset says which."""
 
 
 def _small_batch(batch: int) -> Preset:
@@ -142,6 +172,7 @@ PRESETS = {
             frames=16,
             stride_real=1,
             draw="random",
+            split="all",
         ),
         Preset(
             "latte",
@@ -159,6 +190,7 @@ PRESETS = {
             stride_real=1,
             draw="random",
             covariance="N-1",
+            split="train",
         ),
         Preset(
             "univae",

@@ -4,8 +4,9 @@ A set metric is a function of two `FeatureSet`, real and fake, that gives a numb
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,8 @@ class FeatureSet:
     """(N,) int64: the number, from 0, of the clip that a row is of."""
     sources: list[str]
     """The video that each clip is of."""
+    parts: "tuple[FeatureSet, ...]" = ()
+    """Sets that together hold these rows, where they are known: their statistics are merged, not gathered again."""
 
     def __post_init__(self):
         if not self.features.isfinite().all():
@@ -38,10 +41,14 @@ class FeatureSet:
         """Clips."""
         return len(self.sources)
 
+    @cached_property
     def stats(self) -> FeatureStats:
-        """Mean and covariance of the rows, in fp64."""
-        stats = FeatureStats(self.features.shape[1])
-        stats.update(self.features)
+        """Mean and covariance of the rows, in fp64, on the GPU where there is one."""
+        stats = FeatureStats(self.features.shape[1], _device())
+        for part in self.parts:
+            stats.merge(part.stats)
+        if not self.parts:
+            stats.update(self.features)
         return stats
 
     def of(self, clip_numbers: Sequence[int] | Tensor) -> "FeatureSet":
@@ -53,6 +60,18 @@ class FeatureSet:
         rows = torch.argsort(places, stable=True)[(places < 0).sum() :]
         return FeatureSet(self.features[rows], places[rows], [self.sources[i] for i in numbers.tolist()])
 
+    def without(self, groups: int) -> "Iterator[FeatureSet]":
+        """This set without each of `groups` groups of videos in turn, into which they are dealt by their names."""
+        names = sorted(set(self.sources))
+        place = {name: i % groups for i, name in enumerate(names)}
+        members: list[list[int]] = [[] for _ in range(min(groups, len(names)))]
+        for clip, source in enumerate(self.sources):
+            members[place[source]].append(clip)
+        parts = [self.of(numbers) for numbers in members]
+        for left, numbers in enumerate(members):
+            rest = self.of(sorted({*range(self.count)} - {*numbers}))
+            yield FeatureSet(rest.features, rest.clips, rest.sources, (*parts[:left], *parts[left + 1 :]))
+
     @staticmethod
     def join(parts: "Sequence[FeatureSet]") -> "FeatureSet":
         """The clips of all parts, numbered on from part to part."""
@@ -62,6 +81,11 @@ class FeatureSet:
 
 
 Metric = Callable[[FeatureSet, FeatureSet], float]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Metrics
@@ -74,8 +98,8 @@ def frechet(real: FeatureSet, fake: FeatureSet, covariance: Covariance = "N") ->
     """
     n, m, d = len(real.features), len(fake.features), real.features.shape[1]
     if n * m <= d * d:  # the Gram matrix is the smaller one
-        return frechet_of_rows(real.features, fake.features, covariance)
-    return frechet_distance(real.stats(), fake.stats(), covariance)
+        return frechet_of_rows(*_rows(real, fake), covariance)
+    return frechet_distance(real.stats, fake.stats, covariance)
 
 
 def batchwise_frechet(real: FeatureSet, fake: FeatureSet, batch: int) -> float:
@@ -106,7 +130,8 @@ def kernel_distance(real: FeatureSet, fake: FeatureSet, block: int = 1024) -> fl
 
 
 def _rows(*sets: FeatureSet) -> list[Tensor]:
-    return [s.features.double() for s in sets]
+    """In fp64, on the GPU where there is one."""
+    return [s.features.to(_device(), torch.float64) for s in sets]
 
 
 def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
@@ -156,20 +181,22 @@ class Floor:
     """Clips a side."""
 
 
-def interval(metric: Metric, real: FeatureSet, fake: FeatureSet, groups: int = 20) -> tuple[float, float]:
+def interval(
+    metric: Metric, real: FeatureSet, fake: FeatureSet, paired: bool = False, groups: int = 20
+) -> tuple[float, float]:
     """The 95 % interval of `metric(real, fake)` by the delete-a-group jackknife (Kott 2001), clips of a video together.
 
     Each side's videos are dealt into `groups` groups and the metric is taken again without each. It is the interval of
-    the metric *at these counts*: the bias of a Fréchet distance at few clips stays in it. Where both sides are of the
-    same videos (reconstructions and their originals) a group goes from both at once. (nan, nan) where a side is too
-    small to spare a group.
+    the metric *at these counts*: the bias of a Fréchet distance at few clips stays in it. With `paired` both sides are
+    of the same videos (reconstructions and their originals), and a group goes from both at once. (nan, nan) where a
+    side is too small to spare a group.
     """
-    if real.sources == fake.sources:
-        without = [_values(metric, [(real.of(k), fake.of(k)) for k in _without(real, groups)])]
+    if paired:
+        without = [_values(metric, zip(real.without(groups), fake.without(groups), strict=True))]
     else:
         without = [
-            _values(metric, [(real.of(k), fake) for k in _without(real, groups)]),
-            _values(metric, [(real, fake.of(k)) for k in _without(fake, groups)]),
+            _values(metric, ((rest, fake) for rest in real.without(groups))),
+            _values(metric, ((real, rest) for rest in fake.without(groups))),
         ]
     variance = sum((len(v) - 1) * v.var(correction=0).item() for v in without)
     half = _student(min(len(v) for v in without) - 1) * math.sqrt(variance)
@@ -185,15 +212,12 @@ def floor(metric: Metric, real: FeatureSet, count: int, draws: int = 5) -> Floor
     Nan where that is too few for the metric.
     """
     count = min(count, real.count // 2)
-    pairs = []
-    for i in range(draws):
-        order = _shuffled(real, i)
-        pairs.append((real.of(order[:count]), real.of(order[len(order) - count :])))
-    values = _values(metric, pairs)
+    orders = (_shuffled(real, draw) for draw in range(draws))
+    values = _values(metric, ((real.of(o[:count]), real.of(o[len(o) - count :])) for o in orders))
     return Floor(values.mean().item(), values.min().item(), values.max().item(), count)
 
 
-def _values(metric: Metric, pairs: list[tuple[FeatureSet, FeatureSet]]) -> Tensor:
+def _values(metric: Metric, pairs: Iterable[tuple[FeatureSet, FeatureSet]]) -> Tensor:
     """(pairs,) fp64; nan for sets that are too small."""
 
     def value(pair: tuple[FeatureSet, FeatureSet]) -> float:
@@ -203,14 +227,6 @@ def _values(metric: Metric, pairs: list[tuple[FeatureSet, FeatureSet]]) -> Tenso
             return math.nan
 
     return torch.tensor([value(pair) for pair in pairs], dtype=torch.float64)
-
-
-def _without(clips: FeatureSet, groups: int) -> list[list[int]]:
-    """The numbers of all clips but those of one group of videos, for each group."""
-    names = sorted(set(clips.sources))
-    place = {name: i % min(groups, len(names)) for i, name in enumerate(names)}
-    of = [place[source] for source in clips.sources]
-    return [[i for i, group in enumerate(of) if group != left] for left in range(max(of) + 1)]
 
 
 def _shuffled(clips: FeatureSet, draw: int) -> list[int]:

@@ -1,6 +1,7 @@
 """How fast a transformer trains and draws here (`lvdm bench dit`)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -29,8 +30,14 @@ def run(config: BenchDiT) -> None:
     models = {way: build(config, way, device) for way in ways}
     step, guided = "training step", f"{config.steps} guided steps"
     works: dict[tuple, Work] = {(bench.MATMUL, config.precision): bench.product(device, config.precision)}
-    works |= {(step, way): training_step(config, model, device) for way, model in models.items()}
-    works |= {(guided, f"{way}, one doubled batch"): sampling(config, model, device) for way, model in models.items()}
+    works |= {
+        (step, way): replace(training_step(config, model, device), compiled=way == "compiled")
+        for way, model in models.items()
+    }
+    works |= {
+        (guided, f"{way}, one doubled batch"): replace(sampling(config, model, device), compiled=way == "compiled")
+        for way, model in models.items()
+    }
     works[guided, "plain loop, two batches"] = plain_loop(config, models["eager"], device)
     rows = bench.time_all(works, config.rounds, device)
 

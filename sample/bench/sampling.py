@@ -1,5 +1,7 @@
 """How long a generated video takes here, from noise to frames (`lvdm bench sample`): transformer, then D1 and D2."""
 
+from dataclasses import replace
+
 import torch
 
 from lvdm import accelerator as accelerators
@@ -28,7 +30,7 @@ def run(config: BenchSample) -> dict[tuple, Row]:
     transformer = bench_dit.build(drawn, "compiled" if config.compile else "eager", device)
 
     works: dict[tuple, Work] = {(bench.MATMUL, config.precision): bench.product(device, config.precision)}
-    works["sampling", config.model] = bench_dit.sampling(drawn, transformer, device)
+    works["sampling", config.model] = replace(bench_dit.sampling(drawn, transformer, device), compiled=config.compile)
     works["D1", config.vae] = rendering(config, model, refine=False)
     if config.refine:
         works["D2", config.vae] = rendering(config, model, refine=True)

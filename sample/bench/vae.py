@@ -24,6 +24,8 @@ from vae.base import VideoVAE
 
 WORKS = ("encode", "decode", "refine", "reconstruct")
 HEAD = ("work", "way", "T", "model")
+COMPILED = ", compiled"
+"""Behind the name of a model whose blocks are."""
 PIECE = 8
 """Frames, or latents, that a stream is given at a time."""
 
@@ -84,6 +86,7 @@ def cases(
             flops(twins[case.model], case.work, shape),
             batch * (2 * case.frames - 1 if case.work == "refine" else case.frames),
             partial(tensors, model),
+            compiled=case.model.endswith(COMPILED),
         )
     return found
 
@@ -224,7 +227,7 @@ def tensors(model: VideoVAE) -> Iterator[Tensor]:
 def run(config: BenchVAE) -> dict[tuple, Row]:
     """Prints and keeps a row a work, way, length and model; `times` is beside `config.model`."""
     device = accelerators.device()
-    named = {config.model: (config.model, config.model_args), **bench.named(config.against)}
+    named = bench.named(config.model, config.model_args, config.against)
     models = {name: opened(*model) for name, model in named.items()}
     rows, notes = timed(config, models, config.works, device)
     beside = {case: case._replace(model=config.model) for case in rows if len(case) == 4 and case.model != config.model}
@@ -266,7 +269,7 @@ def timed(
     placed = {name: place(model, device, precision) for name, model in models.items()}
     del models
     if config.compile:
-        placed |= {f"{name}, compiled": compiled(model) for name, model in placed.items()}
+        placed |= {name + COMPILED: compiled(model) for name, model in placed.items()}
     streaming = {name: model for name, model in placed.items() if model.streams}
     groups = [(placed, "whole"), (streaming, "stream")]
     todo: dict[tuple, Work] = {(bench.MATMUL, precision): bench.product(device, precision)}

@@ -19,9 +19,9 @@ from lvdm.cost import parameters
 from lvdm.data.clips import Cut
 from lvdm.data.index import Index, IndexRow
 from lvdm.data.reader import iter_frames
-from lvdm.errors import UserError
 from lvdm.files import write_text
 from lvdm.media import to_float
+from lvdm.metrics.features import FeatureExtractor
 from lvdm.metrics.frames import by_group_position, psnr
 from lvdm.metrics.protocol import Protocol
 from lvdm.progress import bar
@@ -30,23 +30,24 @@ from lvdm.run import RunFolder
 from sample.bench import vae as bench_vae
 from sample.measure import scores
 from sample.measure.configs import Card
+from sample.measure.evaluate import networks
+from sample.measure.figures import around, versions
 from sample.measure.latent_stats import CodeStats, LatentStats, draw_latents, latent_stats, normal_curve
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips
-from sample.measure.sets import Files
+from sample.measure.sets import Files, digest
 from sample.measure.views import (
     UNITS,
     command,
     labels,
+    lacking,
     mean_by_frame,
     model_row,
     rfvd,
     scored,
     show_clip,
     show_table,
-    versions,
 )
 from sample.reconstruct import reconstruct
-from sample.tables.comparison import around, commit
 from sample.zoo import parts
 from vae.base import VideoVAE
 
@@ -65,15 +66,15 @@ def run(config: Card) -> Path:
     model = vae.load(config.vae).to(device())
     model.spec.check_square(config.size, "size")
     model.spec.check_square(config.speed_size, "speed_size")
-    folder = RunFolder(config.out, config)
+    folder, videos = RunFolder(config.out, config), videos_of(config)
+    folder.bind(vae=model.identity(), **({"videos": f"{videos.clips.index.hash()} {digest(videos)}"} if videos else {}))
     index = folder.path / "index.html"
     if not folder.finished:
+        network = networks(config.weights)(config.features or "i3d") if videos else None
         page = Page(f"{labels([config.vae])[0]}: model card", f"{model.title}, measured on real videos.")
         stored = {"model": describe(page, config, model)}
-        if config.videos:
-            clips = scores.clips_of(Measure(videos=config.videos, frames=[config.frames], size=config.size))
-            folder.bind(vae=model.latent_sha256(), videos=clips.index.hash())
-            stored |= on_videos(page, config, model, Files(clips, clips.grid(config.per_video)), folder.path)
+        if videos:
+            stored |= on_videos(page, config, model, videos, network, folder.path)
         else:
             page.note("No videos were given (videos=FOLDER): nothing here is of quality or of latents.")
         stored["speed"] = speed(page, config, model)
@@ -84,14 +85,24 @@ def run(config: Card) -> Path:
     return index
 
 
-def on_videos(page: Page, config: Card, model: VideoVAE, videos: Files, out: Path) -> dict[str, Any]:
+def videos_of(config: Card) -> Files | None:
+    """The clips that the card is measured on, if any."""
+    if not config.videos:
+        return None
+    clips = scores.clips_of(Measure(videos=config.videos, frames=[config.frames], size=config.size))
+    return Files(clips, clips.grid(config.per_video), per_video=config.per_video)
+
+
+def on_videos(
+    page: Page, config: Card, model: VideoVAE, videos: Files, network: FeatureExtractor, out: Path
+) -> dict[str, Any]:
     """The sections that need clips."""
     found = quality(page, config, model, videos, out)
     return {
         "quality": asdict(found),
         "positions": positions(page, config, model, videos.clips.index),
         "latents": latents(page, config, model, videos, out),
-        "rfvd": sets_section(page, config, model, videos),
+        "rfvd": sets_section(page, config, model, videos, network),
         "shown": players(page, config, model, videos, found, out),
     }
 
@@ -103,7 +114,7 @@ def on_videos(page: Page, config: Card, model: VideoVAE, videos: Files, out: Pat
 def describe(page: Page, config: Card, model: VideoVAE) -> dict[str, Any]:
     """Facts and the parameters of each part."""
     facts = model_row(model, config.frames, config.size)
-    about = {"versions": versions(commit()), "command": command("vae card", config)}
+    about = {"versions": versions(), "command": command("vae card", config)}
     page.facts(facts | about)
     page.section("Parameters")
     counted = {name: count for name, count in parts(model)}
@@ -274,14 +285,15 @@ def show_latents(page: Page, stats: LatentStats) -> None:
 # Sets, speed, looks
 
 
-def sets_section(page: Page, config: Card, model: VideoVAE, videos: Files) -> dict[str, Any] | None:
+def sets_section(
+    page: Page, config: Card, model: VideoVAE, videos: Files, network: FeatureExtractor
+) -> dict[str, Any] | None:
     """FVD of the reconstructions against their originals."""
     page.section("rFVD", "The distance of the set of reconstructions from that of their originals.")
-    try:
-        table = rfvd("reconstruction", model, videos, config.features or "", config.batch)
-    except UserError as error:
-        page.note(f"Not measured: {error}")
+    if reason := lacking(videos, network):
+        page.note(f"Not measured: {reason}")
         return None
+    table = rfvd("reconstruction", model, videos, network, config.batch)
     show_table(page, table)
     return asdict(table)
 

@@ -1,10 +1,11 @@
 """Generators in one protocol, side by side (`lvdm compare`): FVD and KVD with intervals and floor, and their videos."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -15,13 +16,15 @@ from lvdm.media import write_mp4
 from lvdm.metrics.protocol import preset, require_same
 from lvdm.report import Page, Player
 from lvdm.run import RunFolder
-from sample.measure.configs import Compare, EvaluateGeneration
+from sample.measure.configs import OWN_FEATURES, Compare, EvaluateGeneration
 from sample.measure.evaluate import networks
-from sample.measure.sets import Report, Row, measure
-from sample.measure.sides import Sides, sides_of
-from sample.measure.views import command, labels, versions
-from sample.tables.comparison import commit
+from sample.measure.figures import best_of, good_end, versions
+from sample.measure.sets import Report, Row, measure, protocol_of
+from sample.measure.sides import Sides, noted, sides_of
+from sample.measure.views import command, labels
 
+ALIKE = {"count": "videos", "frames": "frames", "size": "pixels a side"}
+"""What sets that are compared have in common, and how it is counted."""
 Titles = dict[str, dict[str, int]]
 """Title -> generator -> the number of its video."""
 
@@ -31,12 +34,14 @@ def run(config: Compare) -> Path:
 
     Features come from the user's cache where it has them, so that one generator more is the only one looked at.
     """
+    require_apart(config.models)
     folder = RunFolder(config.out, config)
     both = {name: both_sides(config, spec) for name, spec in zip(labels(config.models), config.models, strict=True)}
-    require_equal_counts(both)
+    require_alike(both)
     found = measured(config, both)
     stored = {name: [asdict(row) for row in report.rows] for name, report in found.items()}
-    write_text(folder.path / "results.json", json.dumps(stored, indent=2))
+    known = json.loads(json.dumps(stored), parse_constant=lambda _: None)  # JSON has no nan
+    write_text(folder.path / "results.json", json.dumps(known, indent=2))
     page = write_page(config, both, found, folder.path)
     print(text(found))
     print(f"{page}: open it in a browser")
@@ -45,39 +50,66 @@ def run(config: Compare) -> Path:
 
 def both_sides(config: Compare, spec: str) -> Sides:
     """Real clips and those of one generator, as `lvdm evaluate generation` has them."""
-    asked = ("videos", "per_video", "holdout", "batch", "frames", "size", "stride", "count", "features", "weights")
-    keys = {key: getattr(config, key) for key in asked}
+    asked = ("videos", "per_video", "holdout", "batch", "frames", "size", "stride", "fps", "count", "features")
+    keys = {key: getattr(config, key) for key in (*asked, "weights")}
     evaluation = EvaluateGeneration(samples=spec, **keys, **({"metrics": config.metrics} if config.metrics else {}))
     return sides_of(evaluation, preset(config.protocol or "univae"), None)
 
 
-def require_equal_counts(both: dict[str, Sides]) -> None:
-    """Refuses sets of different sizes, whose distances are biased differently."""
-    counts = {name: side.fake.count for name, side in both.items()}
-    if len(set(counts.values())) > 1:
-        there = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        least = min(counts.values())
-        raise UserError(f"{there} videos: distances at different counts cannot be compared; set count={least}")
+def require_apart(specs: Sequence[str]) -> None:
+    """Refuses a folder that is there twice."""
+    seen: dict[Path, str] = {}
+    for spec in specs:
+        folder = Path(spec).resolve()
+        if folder in seen:
+            raise UserError(f"{spec}: is there twice, as {seen[folder]} is the same folder; compare different ones")
+        seen[folder] = spec
+
+
+def require_alike(both: dict[str, Sides]) -> None:
+    """Refuses sets whose distances say different things: of other counts, other clips, or other losses in their files.
+
+    Distances at different counts are biased differently, and compression alone moves a distance.
+    """
+    for key, unit in ALIKE.items():
+        values = {name: getattr(side.fake, key) for name, side in both.items()}
+        if len(set(values.values())) > 1:
+            there = ", ".join(f"{name} has {value}" for name, value in values.items())
+            least = min(values.values())
+            raise UserError(f"{there} {unit}: their distances cannot be compared; set {key}={least}")
+    kept = {name: side.fake.note or "without loss" for name, side in both.items()}
+    if len(set(kept.values())) > 1:
+        there = ", ".join(f"{name} is kept as {how}" for name, how in kept.items())
+        raise UserError(f"{there}: what files lose moves a distance; keep all samples in one way")
 
 
 def measured(config: Compare, both: dict[str, Sides]) -> dict[str, Report]:
-    """The numbers of every generator; a UserError where their protocols differ."""
+    """The numbers of every generator; a UserError, before anything is computed, where their protocols differ."""
     network, metrics = networks(config.weights), config.metrics or ["fvd", "kvd"]
-    found = {n: measure(s.real, s.fake, s.preset, metrics, network, config.batch) for n, s in both.items()}
-    for rows in zip(*(report.rows for report in found.values()), strict=True):
-        # what a set lost before it was read is said below the table, and does not part generators
-        require_same(replace(row.protocol, inputs="") for row in rows)
-    return found
+    for metric in metrics:
+        require_same(
+            protocol_of(metric, s.real, s.fake, s.preset, network(OWN_FEATURES.get(metric, s.preset.features)), 0)
+            for s in both.values()
+        )
+    return {
+        name: measure(s.real, s.fake, s.preset, metrics, network, config.batch, beyond=s.beyond)
+        for name, s in both.items()
+    }
 
 
 def text(found: dict[str, Report]) -> str:
     """For the terminal."""
     return "\n".join(
-        f"{row.metric.upper()} {name}: {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]"
+        f"{row.metric.upper()} {name}: {row.value:.4g}{bounds(row)}"
         + (f", floor {row.floor.mean:.4g} at N = {row.floor.count}" if row.floor else "")
         for name, report in found.items()
         for row in report.rows
     )
+
+
+def bounds(row: Row) -> str:
+    """The interval behind its number; "" of too few videos."""
+    return "" if math.isnan(row.low) else f" [{row.low:.4g}, {row.high:.4g}]"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,7 +124,7 @@ def write_page(config: Compare, both: dict[str, Sides], found: dict[str, Report]
         {
             "real clips": f"{real.count} of {real.name}",
             "generated": f"{next(iter(both.values())).fake.count} of each",
-            "versions": versions(commit()),
+            "versions": versions(),
             "command": command("compare", config),
         }
     )
@@ -123,24 +155,21 @@ def add_tables(page: Page, found: dict[str, Report]) -> None:
         for name, row in zip(found, rows, strict=True):
             floor = f"{row.floor.mean:.4g} ({row.floor.low:.4g} to {row.floor.high:.4g})" if row.floor else None
             count = row.floor.count if row.floor else None
-            cells.append([name, row.value, f"[{row.low:.4g}, {row.high:.4g}]", floor, count])
-        metric, kept = rows[0].metric.upper(), [row.protocol.inputs for row in rows]
-        described, notes = rows[0].protocol, [rows[0].warning]
-        if len(set(kept)) > 1:
-            described = replace(described, inputs="")
-            notes += [f"{name}: {inputs}." for name, inputs in zip(found, kept, strict=True) if inputs]
-        best = {metric: "max" if metric == "IS" else "min"} if has_winner(rows) else {}
-        header = ["", metric, "95 %", "floor", "floor's N"]
-        page.table(header, cells, protocol=described.describe(), note=" ".join(filter(None, notes)), best=best)
+            cells.append([name, row.value, bounds(row).strip() or None, floor, count])
+        metric = rows[0].metric.upper()
+        best = best_of([metric]) if has_winner(rows) else {}
+        spread = (
+            ["± one standard deviation", "of real clips", "of N"] if metric == "IS" else ["95 %", "floor", "floor's N"]
+        )
+        header = ["", metric, *spread]
+        page.table(header, cells, protocol=rows[0].protocol.describe(), note=rows[0].warning, best=best)
 
 
 def has_winner(rows: Sequence[Row]) -> bool:
-    """Whether the interval of the lowest value (of IS, of the highest) overlaps no other."""
-    if rows[0].metric == "is":
-        first, *others = sorted(rows, key=lambda row: -row.value)
-        return all(row.high < first.low for row in others)
-    first, *others = sorted(rows, key=lambda row: row.value)
-    return all(row.low > first.high for row in others)
+    """Whether the interval of the best value overlaps no other."""
+    upwards = good_end(rows[0].metric.upper()) == "max"
+    first, *others = sorted(rows, key=lambda row: row.value, reverse=upwards)
+    return all(row.high < first.low or row.low > first.high for row in others)
 
 
 def clip_of(both: Sides, number: int) -> Tensor:
@@ -166,7 +195,5 @@ def matched(config: Compare, both: dict[str, Sides]) -> Titles:
 
 def classes_of(spec: str) -> list[str]:
     """The class of each video, in the order of the files; empty where nobody says."""
-    path = Path(spec) / "samples.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["id"])
+    samples = sorted(noted(Path(spec)), key=lambda sample: sample["id"])
     return [sample["class"] for sample in samples] if all(sample["class"] for sample in samples) else []

@@ -19,14 +19,15 @@ from lvdm.report import Dot, Link, Page
 from lvdm.run import RunFolder
 from sample.measure import scores
 from sample.measure.configs import Compare, EvaluateReconstruction
-from sample.measure.evaluate import Table
+from sample.measure.evaluate import Table, networks
+from sample.measure.figures import ENOUGH_VIDEOS, around, best_of, between, good_end, versions
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips
-from sample.measure.sets import Files
+from sample.measure.sets import Files, digest
 from sample.measure.views import (
     UNITS,
     command,
-    good_end,
     labels,
+    lacking,
     mean_by_frame,
     model_row,
     padding_note,
@@ -34,13 +35,8 @@ from sample.measure.views import (
     scored,
     show_clip,
     show_table,
-    versions,
 )
-from sample.tables.comparison import around, between, commit
 from vae.base import VideoVAE
-
-ENOUGH_VIDEOS = 6
-"""Of fewer, all have one sign by chance more often than one time in twenty: 2 / 2^5."""
 
 
 @dataclass
@@ -50,11 +46,12 @@ class Result:
     model: str
     metric: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    """Of the 95 % interval; None of fewer than two videos, as `high` and those of the difference."""
+    high: float | None
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
     better_on: int
     """Clips on which it is better than the first model."""
     clear: bool
@@ -93,9 +90,9 @@ def run(config: Compare) -> Path:
     generators = [f"{key}={value}" for key in config.of_generators if (value := getattr(config, key))]
     if generators:
         raise UserError(f"{generators[0]}: is for generators, and these are VAEs")
-    metrics = ["psnr", *(metric for metric in config.metrics or scores.DEFAULT if metric != "psnr")]
+    metrics = list(dict.fromkeys(["psnr", *(config.metrics or scores.DEFAULT)]))
     config = replace(config, frames=config.frames or 17, size=config.size or 256, metrics=metrics)
-    known = [metric for metric in EvaluateReconstruction.known if metric != "group"]
+    known = [metric for metric in EvaluateReconstruction.known if metric not in ("group", "warping")]
     if wrong := set(metrics) - set(known):
         raise UserError(f"metrics={wrong.pop()}: expected, of VAEs, some of {', '.join(known)}")
     models = load_all(config)
@@ -112,7 +109,7 @@ def run(config: Compare) -> Path:
     }
     write_text(folder.path / "results.json", json.dumps(stored, indent=2))
     page = write_page(config, contest, found, folder.path)
-    print(text(found))
+    print(text(found, contest.rfvd))
     print(f"{page}: open it in a browser")
     return page
 
@@ -127,7 +124,7 @@ def load_all(config: Compare) -> dict[str, VideoVAE]:
     seen: dict[str, str] = {}
     for name, spec in zip(labels(config.models), config.models, strict=True):
         model = vae.load(spec)
-        same = seen.setdefault(model.latent_sha256(), spec)
+        same = seen.setdefault(drawn_by(model), spec)
         if same != spec or name in models:
             raise UserError(
                 f"{spec}: encodes and decodes as {same} does, weight for weight; compare different ones (a D2 is"
@@ -139,20 +136,29 @@ def load_all(config: Compare) -> dict[str, VideoVAE]:
     return models
 
 
+def drawn_by(model: VideoVAE) -> str:
+    """All that decides D1's frames: class, weights and options, those of a D2 left out."""
+    options = {key: value for key, value in model.options.items() if key not in ("refine", "inject")}
+    return json.dumps([type(model).__name__, options, model.latent_sha256()], sort_keys=True, default=str)
+
+
 def measured(config: Compare, models: dict[str, VideoVAE], folder: RunFolder) -> Contest:
     """Scores of all models; those measured before, in this folder, are read."""
     keys = {"videos": config.videos, "holdout": config.holdout, "frames": [config.frames], "size": config.size}
     clips = scores.clips_of(Measure(**keys))
-    folder.bind(videos=clips.index.hash())
-    videos = Files(clips, clips.grid(config.per_video))
+    videos = Files(clips, clips.grid(config.per_video), per_video=config.per_video)
+    folder.bind(videos=digest(videos))
     metrics = [metric for metric in config.metrics if metric != "rfvd"]
+    network = networks({})("i3d") if "rfvd" in config.metrics else None
+    if network and (reason := lacking(videos, network)):
+        raise UserError(f"metrics=rfvd: {reason}")
     found, sets_found = {}, []
     for name, model in models.items():
-        path = folder.path / "scores" / f"{model.latent_sha256()[:16]}.json"
+        path = folder.path / "scores" / f"{model.identity()[:16]}.json"
         print(f"{name}: {'measured before' if path.is_file() else 'measured now'}")
         found[name] = scored(model, videos, metrics, config.batch, path)
-        if "rfvd" in config.metrics:
-            sets_found.append(rfvd(name, model, videos, "", config.batch))
+        if network:
+            sets_found.append(rfvd(name, model, videos, network, config.batch))
         model.to("cpu")
     require_same(Protocol(**s.protocol) for s in found.values())
     return Contest(models, found, videos, sets_found)
@@ -180,7 +186,7 @@ def results(contest: Contest) -> list[Result]:
     return found
 
 
-def text(found: list[Result]) -> str:
+def text(found: list[Result], rfvds: list[Table]) -> str:
     """For the terminal."""
     lines = []
     for result in found:
@@ -189,6 +195,8 @@ def text(found: list[Result]) -> str:
             change = between(result.difference, result.difference_low, result.difference_high)
             line += f", {change} to {found[0].model}{'' if result.clear else ', not clear'}"
         lines.append(line)
+    for name, value, low, high, *_ in (table.rows[0] for table in rfvds):
+        lines.append(f"{'rFVD':8} {name}: {value:.4g}" + ("" if low is None else f" [{low:.4g}, {high:.4g}]"))
     return "\n".join(lines)
 
 
@@ -250,7 +258,7 @@ def add_tables(page: Page, config: Compare, contest: Contest, found: list[Result
     floor = [of_clips([reference], name, metric)[0] for metric in metrics]
     rows.append([name, *(around(v.mean().item(), *interval(v, reference.sources)) for v in floor)])
     protocol = Protocol(**reference.protocol).describe()
-    page.table(header, rows, "Means", protocol, best={name: good_end(name) for name in header[1:]})
+    page.table(header, rows, "Means", protocol, best=best_of(header[1:]))
     rows = [
         [
             *(r.model, r.metric, between(r.difference, r.difference_low, r.difference_high)),
@@ -327,6 +335,6 @@ def facts(config: Compare, contest: Contest) -> dict[str, object]:
     return {
         "clips": f"{contest.videos.count} of {len(set(contest.sources))} videos in {index.root.name}",
         "of each": f"{config.frames} frames of {config.size}×{config.size}",
-        "versions": versions(commit()),
+        "versions": versions(),
         "command": command("compare", config),
     }

@@ -9,6 +9,10 @@ from train.configs import Videos
 
 FITS = ("crop", "crop_first", "whole")
 
+OWN_FEATURES = {"is": "c3d", "fid": "inception"}
+"""Metrics that are of other features than the protocol's."""
+FILES = ("i3d-torchscript", "videomae", "inception", "c3d", "timm:NAME")
+"""Features that take the user's weights."""
 KNOBS = ("stride", "frames", "resize", "split", "draw", "count", "codec", "covariance", "batches")
 
 
@@ -40,7 +44,7 @@ class Evaluation(Videos):
         choice(self, "split", ("auto", "train", "val", "all"))
         if self.split == "auto":
             self.split = "val" if self.holdout else "all"
-        at_least(self, per_video=0, fps=0.0, batch=1, workers=0)
+        at_least(self, per_video=0, fps=0.0, batch=1, workers=0, threads=0)
 
 
 @dataclass
@@ -57,11 +61,20 @@ class EvaluateFrames(Evaluation):
     """Height and width."""
     stride: int = 1
     """Every how many frames of the video a frame is taken."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Files of metrics that are not fetched by themselves: weights.raft=raft_small.pth, of torchvision, for warping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, frames=1, stride=1, size=1)
-        _among("metrics", self.metrics, self.known)
+        _among("metrics", self.metrics, self.known, empty=False)
+        for name in {*self.weights} - ({"raft"} if "warping" in self.metrics else set()):
+            raise UserError(f"weights.{name}: nothing here takes it; expected weights.raft, for metrics=warping")
+        if "warping" in self.metrics and not self.weights.get("raft"):
+            raise UserError("metrics=warping: set weights.raft to torchvision's raft_small_*.pth or raft_large_*.pth")
+        for metric in ("flicker", "warping"):
+            if metric in self.metrics and self.frames < 2:
+                raise UserError(f"frames={self.frames}: {metric} is of neighbours, so at least 2; or leave it out")
 
 
 @dataclass
@@ -69,13 +82,23 @@ class EvaluateReconstruction(EvaluateFrames):
     """How well a VAE's D1 reconstructs real clips, beside an upscaled 1/8 thumbnail, with intervals and protocol.
 
     metrics: psnr (mean of each frame's), pooled_psnr (of each clip's squared error), ssim, lpips (alex), lpips-vgg,
-    lpips-spatial, flicker, ip (information preservation), group (SSIM by position in the group of 4 frames), rfvd (FVD
-    of the reconstructions against their own originals). Several GPUs: accelerate launch -m sample.measure.evaluate.
+    lpips-spatial, flicker, warping (along RAFT's optical flow), ip (information preservation), group (SSIM by position
+    in the group of 4 frames), rfvd (FVD of the reconstructions against their own originals). Several GPUs: accelerate
+    launch -m sample.measure.evaluate.
     """
 
     known: ClassVar[tuple[str, ...]] = (
-        *("psnr", "pooled_psnr", "ssim", "lpips", "lpips-vgg", "lpips-spatial", "flicker", "ip", "group", "rfvd"),
+        *("psnr", "pooled_psnr", "ssim", "lpips", "lpips-vgg", "lpips-spatial", "flicker", "warping", "ip", "group"),
+        "rfvd",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "group" in self.metrics and (self.frames < 5 or self.frames % 4 != 1):
+            n = max(4, self.frames // 4 * 4) + 1
+            raise UserError(f"frames={self.frames}: group needs 4n+1, e.g. {n} or {n + 4}")
+        if "rfvd" in self.metrics and self.frames < 9:
+            raise UserError(f"frames={self.frames}: rfvd needs at least 9, which I3D takes")
 
 
 @dataclass
@@ -83,15 +106,15 @@ class EvaluateRefinement(EvaluateFrames):
     """How well D2 draws frames that the encoder never saw, beside a linear blend of D1's frames, and those it saw.
 
     A clip has 8n+1 frames, of which the encoder sees every second. metrics: psnr, ssim, lpips (alex), lpips-vgg,
-    lpips-spatial, flicker. Several GPUs: accelerate launch -m sample.measure.evaluate.
+    lpips-spatial, flicker, warping. Several GPUs: accelerate launch -m sample.measure.evaluate.
     """
 
-    known: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "lpips", "lpips-vgg", "lpips-spatial", "flicker")
+    known: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "lpips", "lpips-vgg", "lpips-spatial", "flicker", "warping")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.frames % 8 != 1:
-            n = self.frames // 8 * 8 + 1
+        if self.frames < 9 or self.frames % 8 != 1:
+            n = max(8, self.frames // 8 * 8) + 1
             raise UserError(f"frames={self.frames}: refinement needs 8n+1, e.g. {n} or {n + 8}")
 
 
@@ -112,6 +135,9 @@ class SetEvaluation(Evaluation):
     """Clips a side at most."""
     seed: int = 0
     """Of the draw of real clips."""
+    floor: bool = True
+    """Compare real clips with other real ones, too, at the same count: where there are so many, that takes the features
+    of twice as many real clips."""
     size: int | None = None
     """Height and width of all clips; null takes that of the samples, where they are square."""
     resize: str | None = None
@@ -147,7 +173,9 @@ class EvaluateGeneration(SetEvaluation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _among("metrics", self.metrics, ("fvd", "kvd", "is", "fid"))
+        _among("metrics", self.metrics, ("fvd", "kvd", "is", "fid"), empty=False)
+        _once("protocol", self.protocol)
+        _taken(self.weights, self.features, *(own for key, own in OWN_FEATURES.items() if key in self.metrics))
 
 
 @dataclass
@@ -166,13 +194,38 @@ class Doctor(SetEvaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         _among("knobs", self.knobs, KNOBS)
+        _taken(self.weights, self.features)
 
 
-def _among(key: str, values: list[str], known: tuple[str, ...]) -> None:
-    """Refuses values that are not known."""
+def by_features(weights: dict[str, str]) -> dict[str, str]:
+    """The keys of `weights` as features are called: the command line knows no hyphens in a key, timm's names none."""
+    return {name if name.startswith("timm:") else name.replace("_", "-"): file for name, file in weights.items()}
+
+
+def _taken(weights: dict[str, str], features: str | None, *others: str) -> None:
+    """Refuses weights of features that are not looked with."""
+    used = (features or "i3d", *others)
+    for name in by_features(weights):
+        if name not in used:
+            raise UserError(
+                f"weights.{name}: nobody takes it, features are {', '.join(used)}; files are for {', '.join(FILES)}"
+            )
+
+
+def _among(key: str, values: list[str], known: tuple[str, ...], empty: bool = True) -> None:
+    """Refuses values that are not known or are there twice, and no value where that is not a choice."""
     for value in values:
         if value not in known:
             raise UserError(f"{key}={value}: expected some of {', '.join(known)}{nearest(value, known)}")
+    if not (values or empty):
+        raise UserError(f"{key}=[]: expected some of {', '.join(known)}")
+    _once(key, values)
+
+
+def _once(key: str, values: list[str]) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{key}={','.join(values)}: {value} is there twice")
 
 
 @dataclass
@@ -182,12 +235,12 @@ class Compare:
     VAEs are runs, exports, official checkpoints or hub ids; generators are folders that lvdm sample wrote, or of
     videos. The first is the one that the others are compared with. The same command with one more measures that one
     only. VAEs: PSNR, SSIM, LPIPS and flicker, paired clip by clip. Generators: FVD and KVD in one protocol, see lvdm
-    evaluate generation, whose keys protocol, features, weights, stride and count are.
+    evaluate generation, whose keys protocol, features, weights, stride, fps and count are.
     """
 
     positionals: ClassVar[tuple[str, ...]] = ("models",)
     operational: ClassVar[tuple[str, ...]] = ("models", "show", "batch")
-    of_generators: ClassVar[tuple[str, ...]] = ("protocol", "features", "weights", "stride", "count")
+    of_generators: ClassVar[tuple[str, ...]] = ("protocol", "features", "weights", "stride", "fps", "count")
 
     models: list[str] = field(default_factory=list)
     """Two or more, all VAEs or all generators."""
@@ -217,11 +270,13 @@ class Compare:
     """Generators: files of features that are not fetched by themselves."""
     stride: int | None = None
     """Generators: every how many frames of a real video one is taken; null is the protocol's."""
+    fps: float = 0.0
+    """Generators: frames a second of real clips, in the place of stride; 0 goes by stride."""
     count: int | None = None
     """Generators: clips a side at most; null is the protocol's."""
 
     def __post_init__(self) -> None:
-        at_least(self, per_video=1, holdout=0.0, batch=1, show=1)
+        at_least(self, per_video=1, holdout=0.0, batch=1, show=1, fps=0.0)
         for key in ("frames", "size"):
             if getattr(self, key) is not None:
                 at_least(self, **{key: 1})
@@ -261,6 +316,11 @@ class Card:
     """Height and width of those clips."""
     features: str | None = None
     """What rFVD looks with; null is i3d."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Files of features that are not fetched by themselves."""
 
     def __post_init__(self) -> None:
         at_least(self, frames=1, size=1, long=1, per_video=1, batch=1, show=1, speed_size=1)
+        if short := [frames for frames in self.speed if frames < 1]:
+            raise UserError(f"speed={short[0]}: expected lengths of at least 1, or [] to leave speed out")
+        _taken(self.weights, self.features)

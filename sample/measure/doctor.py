@@ -1,9 +1,11 @@
 """Why an FVD is what it is (`lvdm fvd doctor`): one set of samples, one knob of the protocol turned at a time."""
 
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,20 +14,21 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.accelerator import device
 from lvdm.cli import program
+from lvdm.data.datasets import SUBSETS, open_dataset
 from lvdm.errors import UserError
 from lvdm.files import write_text
 from lvdm.metrics.features import FeatureExtractor
 from lvdm.metrics.protocol import Preset, preset
-from lvdm.metrics.sets import FeatureSet, floor, interval
+from lvdm.metrics.sets import FeatureSet, floor
 from lvdm.progress import bar
 from lvdm.report import Page
 from lvdm.rng import generator
 from lvdm.run import RunFolder
 from sample.measure.configs import KNOBS, Doctor
-from sample.measure.evaluate import Table, finite, inputs_of, networks
+from sample.measure.evaluate import Table, finite, inputs_of, networks, unknown_rate
 from sample.measure.recode import CODECS, Recoded
-from sample.measure.sets import VideoSet, estimator, features_of, is_main, protocol_of
-from sample.measure.sides import Sides, fake_side, real_side, sides_of
+from sample.measure.sets import VideoSet, bounds_of, estimator, features_of, is_main, protocol_of, require, world_size
+from sample.measure.sides import Sides, sides_of
 from vae.base import VideoVAE
 
 HEADER = ["knob", "turned to", "FVD", "95 % from", "to", "change", "ratio", "N real", "N fake"]
@@ -42,17 +45,21 @@ SAYS = {
     "batches": "The mean over small batches, a biased number that some published tables hold.",
 }
 """What a knob is."""
+RESIZED = {
+    "crop": "short side first, then the centre",
+    "whole": "whole frames, aspect not kept",
+    "crop_first": "centre square first, then resized",
+}
+"""How frames become square, in words; the keys are those of `resize`."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One knob turned: what is then compared, of which part of the clips."""
+    """One knob turned: how to come by both sides then, of which a part of the clips is compared."""
 
     knob: str
     to: str
-    real: VideoSet
-    fake: VideoSet
-    preset: Preset
+    sides: Callable[[], Sides]
     part: float = 1.0
 
 
@@ -88,46 +95,73 @@ def examine(config: Doctor, model: VideoVAE | None) -> list[Table]:
     """The effect of every knob, sorted by size, and the knobs that could not be turned."""
     base = sides_of(config, preset(config.protocol), model)
     network = networks(config.weights)(base.preset.features)
-    turns: list[Turn] = []
-    skips: list[Skip] = []
-    for knob in config.knobs or KNOBS:
-        for turn in KNOB[knob](config, base, model, network):
-            (turns if isinstance(turn, Turn) else skips).append(turn)
-    start = Turn("", "as the protocol has it", base.real, base.fake, base.preset)
-    with bar("doctor", sum(t.real.count + t.fake.count for t in [start, *turns]), show=is_main()) as progress:
+    require(base.real, base.fake, base.preset, ["fvd"], lambda _: network)
+    turns = [turn for knob in config.knobs or KNOBS for turn in KNOB[knob](config, base, model, network)]
+    clips = base.real.count + base.fake.count
+    with bar("doctor", (1 + len(turns)) * clips, show=is_main()) as progress:
 
         def features(side: VideoSet) -> FeatureSet:
             return features_of(side, network, config.batch, config.workers, progress)
 
-        first = row_of(start, features(base.real), features(base.fake), config.seed)
-        rows = [row_of(turn, features(turn.real), features(turn.fake), config.seed, first[2]) for turn in turns]
-    rows.sort(key=lambda row: -abs(row[5]))
+        def row(turn: Turn, sides: Sides, base: float | None = None) -> list:
+            return row_of(turn, sides.preset, features(sides.real), features(sides.fake), config.seed, base)
+
+        first = row(Turn("", "as the protocol has it", lambda: base), base)
+        bottom = floor_of(base, features) if config.floor and base.preset.against == "reals" else ""
+        done = [attempt(turn, network, partial(row, base=first[2])) for turn in turns]
+    rows = sorted((row for row in done if isinstance(row, list)), key=lambda row: -abs(row[5]))
     protocol = protocol_of("fvd", base.real, base.fake, base.preset, network, config.seed)
-    of = estimator("fvd", base.preset)[0]
-    bottom = floor(of, features_of(base.real, network, config.batch, config.workers, progress), base.fake.count)
-    note = f"Floor, real clips against real clips, {bottom.count} a side: {bottom.mean:.4g}. {protocol.warning() or ''}"
-    tables = [Table("What moves this FVD", HEADER, [first, *rows], protocol.to_dict(), note.strip())]
-    if skips:
-        cells = [[skip.knob, skip.to, skip.reason] for skip in skips]
+    rates = unknown_rate(base.real, base.fake) if base.preset.against == "reals" else ""
+    note = f"{bottom}{protocol.warning() or ''}{rates}".strip()
+    tables = [Table("What moves this FVD", HEADER, [first, *rows], protocol.to_dict(), note)]
+    if cells := [[skip.knob, skip.to, skip.reason] for skip in done if isinstance(skip, Skip)]:
         tables.append(Table("Not turned", ["knob", "turned to", "because"], cells, protocol.to_dict()))
     return tables
 
 
-def row_of(turn: Turn, real: FeatureSet, fake: FeatureSet, seed: int, base: float | None = None) -> list:
+def attempt(turn: Turn | Skip, network: FeatureExtractor, row: Callable[[Turn, Sides], list]) -> list | Skip:
+    """The cells of a turn, or why there are none: what fails in one takes nothing from the others."""
+    if isinstance(turn, Skip):
+        return turn
+    try:
+        sides = turn.sides()
+        require(sides.real, sides.fake, sides.preset, ["fvd"], lambda _: network)
+    except UserError as error:
+        return Skip(turn.knob, turn.to, str(error))
+    try:
+        return row(turn, sides)
+    except UserError as error:
+        if world_size() > 1:  # other processes may not have failed, and wait for this one's share
+            raise
+        return Skip(turn.knob, turn.to, str(error))
+
+
+def row_of(
+    turn: Turn, preset: Preset, real: FeatureSet, fake: FeatureSet, seed: int, base: float | None = None
+) -> list:
     """The cells of a line: value, interval, and the change from `base`."""
     if turn.part < 1:
         real, fake = (part_of(side, turn.part, seed) for side in (real, fake))
-    of = estimator("fvd", turn.preset)[0]
+    of = estimator("fvd", preset)[0]
     value = of(real, fake)
-    bounds = [finite(bound) for bound in interval(of, real, fake)]
+    bounds = [finite(bound) for bound in bounds_of("fvd", of, real, fake, preset)]
     base = value if base is None else base
-    return [turn.knob, turn.to, value, *bounds, value - base, finite(value / base), real.count, fake.count]
+    return [turn.knob, turn.to, value, *bounds, value - base, value / base if base else None, real.count, fake.count]
 
 
 def part_of(side: FeatureSet, part: float, seed: int) -> FeatureSet:
-    """A random part of the clips."""
+    """A random part of the clips, of equally many the same ones."""
     order = torch.randperm(side.count, generator=generator(seed, "part"))
     return side.of(order[: round(part * side.count)].sort().values)
+
+
+def floor_of(base: Sides, features: Callable[[VideoSet], FeatureSet]) -> str:
+    """What real clips score against other real clips, in words; "" where they are too few."""
+    reals = [features(side) for side in (base.real, base.beyond) if side]
+    bottom = floor(estimator("fvd", base.preset)[0], FeatureSet.join(reals), base.fake.count)
+    if not math.isfinite(bottom.mean):
+        return ""
+    return f"Floor, real clips against real clips, {bottom.count} a side: {bottom.mean:.4g}. "
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,18 +170,17 @@ def part_of(side: FeatureSet, part: float, seed: int) -> FeatureSet:
 Turns = Iterator[Turn | Skip]
 
 
-def of_reals(knob: str, to: str, config: Doctor, base: Sides, **changes: int | str) -> Turn | Skip:
-    """Other real clips; `changes` are keys of the config, or the stride or draw."""
-    stride = changes.pop("real_stride", base.real.stride or 1)
-    changed = replace(base.preset, draw=changes.pop("draw", base.preset.draw))
-    try:
-        asked = replace(config, **changes)
-        real = real_side(asked, changed, base.fake.size, base.fake.frames, stride, base.real.fps or 0.0)
-        if real.count < 2:
-            return Skip(knob, to, "fewer than 2 real clips")
-        return Turn(knob, to, real, base.fake, changed)
-    except UserError as error:
-        return Skip(knob, to, str(error))
+def turned(
+    knob: str, to: str, config: Doctor, model: VideoVAE | None, how: dict[str, str] | None = None, **keys: int | str
+) -> Turn:
+    """Both sides anew under other `keys` of the config, `how` replaced in the preset. The rates may differ where a
+    stride is turned: that is what is looked at."""
+
+    def sides() -> Sides:
+        start = replace(preset(config.protocol), **(how or {}))
+        return sides_of(replace(config, floor=False, **keys), start, model, any_rate="stride" in keys)
+
+    return Turn(knob, to, sides)
 
 
 def stride(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
@@ -156,7 +189,8 @@ def stride(config: Doctor, base: Sides, model: VideoVAE | None, network: Feature
         return
     for step in (1, 2, 3, 4, 6):
         if step != base.real.stride:
-            yield of_reals("stride", f"real stride {step}, not {base.real.stride}", config, base, real_stride=step)
+            to = f"real stride {step}, not {base.real.stride}"
+            yield turned("stride", to, config, model, stride=step * base.preset.rate)
 
 
 def frames(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
@@ -164,63 +198,69 @@ def frames(config: Doctor, base: Sides, model: VideoVAE | None, network: Feature
     if not shorter:
         yield Skip("frames", "fewer", f"clips have {base.fake.frames}, {network.name} needs {network.min_frames}")
     for count in shorter[-2:]:
-        changed = replace(base.preset, frames=count)
-        fake = fake_side(config, changed, model)
-        real = real_side(config, changed, fake.size, count, base.real.stride or 1, base.real.fps or 0.0)
-        yield Turn("frames", f"the first {count}, not {base.fake.frames}", real, fake, changed)
+        yield turned("frames", f"the first {count}, not {base.fake.frames}", config, model, frames=count)
 
 
 def resize(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
-    for fit, to in (("whole", "whole frames, aspect not kept"), ("crop_first", "centre square first, then resized")):
-        if fit != config.resize:
-            yield of_reals("resize", to, config, base, resize=fit)
+    for fit, to in RESIZED.items():
+        if fit != (config.resize or "crop"):
+            yield turned("resize", to, config, model, resize=fit)
 
 
 def split(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
+    official = SUBSETS[open_dataset(config.videos, config.labels, config.subset).kind]
+    subsets = [name for name in ("all", "train01", "test01", "train", "test") if name in official]
     if config.holdout:
         for part in ("train", "val", "all"):
             if part != config.split:
-                yield of_reals("split", f"{part}, not {config.split}", config, base, split=part)
-    there = [of_reals("split", name, config, base, subset=name) for name in ("train01", "test01", "train", "test")]
-    turned = [turn for turn in there if isinstance(turn, Turn) and turn.to != config.subset]
-    yield from turned
-    if not config.holdout and not turned:
+                yield turned("split", f"{part}, not {config.split}", config, model, split=part)
+    elif len(subsets) < 2:
         yield Skip("split", "any", "nothing is held out: set holdout=0.2, or give UCF101 or SkyTimelapse with splits")
+    for name in subsets:
+        if name != config.subset:
+            yield turned("split", f"subset {name}, not {config.subset}", config, model, subset=name)
 
 
 def draw(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
     for seed in range(config.seed + 1, config.seed + 4):
-        yield of_reals("draw", f"random clips, seed {seed}", config, base, draw="random", seed=seed)
+        yield turned("draw", f"random clips, seed {seed}", config, model, {"draw": "random"}, seed=seed)
 
 
 def count(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
     for part, to in ((0.5, "half of both sides"), (0.25, "a quarter of both sides")):
-        if round(part * min(base.real.count, base.fake.count)) < 2:
+        if round(part * min(base.real.count, base.fake.count)) < max(2, base.preset.batch):
             yield Skip("count", to, f"{base.real.count} real clips and {base.fake.count} samples are too few")
         else:
-            yield Turn("count", to, base.real, base.fake, base.preset, part)
+            yield Turn("count", to, lambda: base, part)
 
 
 def codec(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
     before = f", after {base.fake.note}" if base.fake.note else ""
     for name in CODECS:
-        yield Turn("codec", f"samples as {name}{before}", base.real, Recoded(base.fake, name), base.preset)
+        stored = replace(base, fake=Recoded(base.fake, name))
+        yield Turn("codec", f"samples as {name}{before}", lambda stored=stored: stored)
     name = "jpg, quality 75"
-    yield Turn("codec", f"both sides as {name}", Recoded(base.real, name), Recoded(base.fake, name), base.preset)
+    both = replace(base, real=Recoded(base.real, name), fake=Recoded(base.fake, name))
+    yield Turn("codec", f"both sides as {name}", lambda: both)
 
 
 def covariance(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
     other = "N" if base.preset.covariance == "N-1" else "N-1"
-    yield Turn("covariance", f"1/({other})", base.real, base.fake, replace(base.preset, covariance=other))
+    if base.preset.batch:
+        yield Skip("covariance", f"1/({other})", "that of a batch is always divided by N-1")
+        return
+    changed = replace(base, preset=replace(base.preset, covariance=other))
+    yield Turn("covariance", f"1/({other})", lambda: changed)
 
 
 def batches(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
     for size in (2, 8):
+        to = f"mean over batches of {size}"
         if min(base.real.count, base.fake.count) < size:
-            yield Skip("batches", f"mean over batches of {size}", "fewer clips than that")
-        else:
-            changed = replace(base.preset, batch=size)
-            yield Turn("batches", f"mean over batches of {size}", base.real, base.fake, changed)
+            yield Skip("batches", to, "fewer clips than that")
+        elif size != base.preset.batch:
+            changed = replace(base, preset=replace(base.preset, batch=size))
+            yield Turn("batches", to, lambda changed=changed: changed)
 
 
 KNOB = {knob.__name__: knob for knob in (stride, frames, resize, split, draw, count, codec, covariance, batches)}
@@ -235,7 +275,7 @@ def page_of(config: Doctor, tables: list[Table]) -> Page:
 
     page = Page(
         "FVD doctor",
-        f"One set of samples, `{config.samples}`, against `{config.videos}`: one knob turned at a time, "
+        f"One set of samples, `{config.samples or config.vae}`, against `{config.videos}`: one knob turned at a time, "
         "sorted by how far the number moves.",
     )
     page.note(

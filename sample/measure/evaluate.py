@@ -22,28 +22,32 @@ from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
 from lvdm.errors import UserError
 from lvdm.files import write_text
-from lvdm.latents import weights_hash
+from lvdm.metrics.content import content_of
 from lvdm.metrics.features import FeatureExtractor, make_extractor
 from lvdm.metrics.frames import by_group_position
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.run import RunFolder
 from sample.measure import scores, sets
 from sample.measure.configs import (
+    Doctor,
     EvaluateFrames,
     EvaluateGeneration,
     EvaluateReconstruction,
     EvaluateRefinement,
     Evaluation,
     SetEvaluation,
+    by_features,
 )
-from sample.measure.scores import REFERENCES, Scores, of_clips
-from sample.measure.sets import Files, Report, VideoSet
-from sample.measure.sides import of_latents, samples_hash, sides_of
+from sample.measure.scores import BY_PAIR, REFERENCES, Scores, of_clips
+from sample.measure.sets import Files, Report, VideoSet, digest
+from sample.measure.sides import Sides, of_latents, sides_of
 from sample.render import require_refiner
 from vae.base import VideoVAE
 
 MIDDLE, EVEN, ALL = slice(1, None, 2), slice(None, None, 2), slice(None)
 SET_HEADER = ["95 % from", "to", "floor", "floor N", "N real", "N fake"]
+IS_HEADER = ["- one standard deviation", "+ one", "of real clips", "of N", "N real", "N fake"]
+BIASED = ": biased, not for comparison"
 TITLES = {
     "FVD": "Fréchet video distance",
     "KVD": "Kernel video distance",
@@ -105,13 +109,24 @@ def run(config: EvaluateReconstruction | EvaluateRefinement | EvaluateGeneration
 
 
 def inputs_of(config: Evaluation, model: VideoVAE | None) -> dict[str, str]:
-    """Hashes of what an evaluation reads: the VAE, the real videos, the samples."""
-    found = {"videos": open_index(config.videos, config.labels, config.subset).hash()}
+    """Hashes of what an evaluation looks at: the VAE, the user's weights, the content of the clips of both sides."""
+    found = {f"weights.{name}": hash_of(file) for name, file in config.weights.items()}
     if model:
-        found["vae"] = weights_hash(model.state_dict())
-    if samples := getattr(config, "samples", ""):
-        found["samples"] = samples_hash(Path(samples))
-    return found
+        found["vae"] = model.identity()
+    if isinstance(config, EvaluateFrames):
+        require_vae(config, model)
+        return found | {"videos": digest(videos_of(config))}
+    pairs, _ = pairs_of(config, model)
+    return found | {
+        "videos": " ".join(digest(p.real) for p in pairs),
+        "samples": " ".join(digest(p.fake) for p in pairs),
+    }
+
+
+def hash_of(file: str) -> str:
+    """The hash of a file of the user; of a hub id its name."""
+    path = Path(file).expanduser()
+    return content_of(path) if file and path.exists() else file
 
 
 def read_results(folder: Path) -> list[Table]:
@@ -127,6 +142,8 @@ def reconstruction(config: EvaluateReconstruction, model: VideoVAE | None) -> li
     """D1's frames and an upscaled thumbnail, against the originals."""
     model = require_vae(config, model)
     videos = videos_of(config)
+    if "rfvd" in config.metrics and videos.count < 2:
+        raise UserError(f"metrics=rfvd: needs at least 2 clips, {config.videos} gives {videos.count}; see per_video")
     names = {"model": f"{model.title}, D1", REFERENCES["reconstruction"]: REFERENCES["reconstruction"]}
     metrics, tables = [metric for metric in config.metrics if metric not in ("group", "rfvd")], []
     by_frame = [*metrics, *(["ssim"] if "group" in config.metrics and "ssim" not in metrics else [])]
@@ -157,7 +174,8 @@ def refinement(config: EvaluateRefinement, model: VideoVAE | None) -> list[Table
     found = scored(config, model, videos_of(config), "refinement", config.metrics)
     blend = REFERENCES["refinement"]
     middle = {"model": "D2", blend: "linear blend of D1's neighbours"}
-    frames = [metric for metric in config.metrics if metric != "flicker"]
+    pairs = [metric for metric in config.metrics if scores.label_of(metric) in BY_PAIR]
+    frames = [metric for metric in config.metrics if metric not in pairs]
     return [
         frame_table(
             "Middle frames at twice the rate",
@@ -165,7 +183,7 @@ def refinement(config: EvaluateRefinement, model: VideoVAE | None) -> list[Table
             config.metrics,
             middle,
             MIDDLE,
-            "middle frames only" + ("; flicker of all pairs of neighbours" if "flicker" in config.metrics else ""),
+            "middle frames only" + (f"; {scores.named(pairs)} of all pairs of neighbours" if pairs else ""),
         ),
         *(
             [
@@ -205,34 +223,35 @@ def videos_of(config: EvaluateFrames) -> Files:
         across_cuts=config.across_cuts,
     )
     index = open_index(config.videos, config.labels, config.subset)
-    clips = Clips(index, policy, seed=0, cache_gib=config.cache_gib).say_skipped()
-    return Files(clips, clips.grid(config.per_video))
+    clips = Clips(index, policy, seed=0, cache_gib=config.cache_gib)
+    return Files(clips, clips.grid(config.per_video), subset=config.subset, per_video=config.per_video)
 
 
 def scored(config: EvaluateFrames, model: VideoVAE, videos: Files, what: str, metrics: Sequence[str]) -> Scores:
     """The metrics of every frame."""
-    found = scores.measure(model, videos, [config.frames], what, metrics, config.batch, config.workers)
+    videos.clips.say_skipped()
+    raft = config.weights.get("raft", "")
+    found = scores.measure(model, videos, [config.frames], what, metrics, config.batch, config.workers, raft)
     return found[config.frames]
 
 
 def frame_table(
     title: str, found: Scores, metrics: Sequence[str], names: dict[str, str], part: slice, which: str
 ) -> Table:
-    """Means over frames and then clips, each with half of its 95 % interval over videos."""
+    """Means over frames and then clips, each with half of its 95 % interval over videos, where there are two."""
     labels = [scores.label_of(metric) for metric in metrics]
     rows = []
     for rendering, name in names.items():
         cells: list[str | float | None] = [name]
         for label in labels:
-            values = of_clips([found], rendering, label, ALL if label == "flicker" else part)[0]
+            values = of_clips([found], rendering, label, ALL if label in BY_PAIR else part)[0]
             low, high = scores.interval(values, found.sources)
-            cells += [values.mean().item(), (high - low) / 2]
+            cells += [finite(values.mean().item()), None if low is None else finite((high - low) / 2)]
         rows.append(cells)
     header = [cell for label in labels for cell in (f"{label} (dB)" if "PSNR" in label else label, f"± {label}")]
-    described = {**found.protocol, "metric": scores.named(metrics)}
-    described["estimator"] = f"{described['estimator']}; {which}"
+    described = {"metric": scores.named(metrics), "estimator": f"{scores.estimator(metrics)}; {which}"}
     note = "± is half of the 95 % interval over videos (bootstrap)."
-    return Table(title, ["", *header], rows, described, note)
+    return Table(title, ["", *header], rows, {**found.protocol, **described}, note)
 
 
 def group_table(found: Scores, names: dict[str, str]) -> Table:
@@ -242,10 +261,9 @@ def group_table(found: Scores, names: dict[str, str]) -> Table:
         values = torch.tensor(found.values[rendering]["SSIM"], dtype=torch.float64)
         rows.append([name, *by_group_position(values).mean(0).tolist()])
     header = ["", *(f"frame {i + 1} of the group" for i in range(len(rows[0]) - 1))]
-    estimator = "mean over groups, then over clips; the first frame left out; posterior mean"
-    return Table(
-        "SSIM by position in the group", header, rows, {**found.protocol, "metric": "SSIM", "estimator": estimator}
-    )
+    estimator = "mean over groups of 4 frames, then over clips; the first frame left out; posterior mean"
+    described = {"metric": "SSIM", "features": None, "weights_sha256": None, "estimator": estimator}
+    return Table("SSIM by position in the group", header, rows, {**found.protocol, **described})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,28 +272,39 @@ def group_table(found: Scores, names: dict[str, str]) -> Table:
 
 def generation(config: EvaluateGeneration, model: VideoVAE | None) -> list[Table]:
     """The set metrics of the samples under every protocol."""
-    asked = [preset(name) for name in config.protocol] or [preset("univae")]
-    network, tables, note = networks(config.weights), [], ""
-    both = [sides_of(config, one, model) for one in asked]
-    if not config.protocol and renders_twice(config, model):
-        if has_double_rate(config, both[0].real, both[0].fake):
-            both.append(sides_of(config, preset("univae-2x"), model))
-        else:
-            by_rate = f"{2 * config.fps:g} fps: not every video has it exactly."
-            by_stride = f"stride {both[0].real.stride} / 2: take an even stride."
-            note = f" D2's rate has no real counterpart at {by_rate if config.fps else by_stride}"
-    for pair in both:
-        report = sets.measure(
-            pair.real, pair.fake, pair.preset, config.metrics, network, config.batch, config.workers, config.seed
-        )
+    (pairs, note), network, tables = pairs_of(config, model), networks(config.weights), []
+    for pair in pairs:
+        pair.real.clips.say_skipped()
+        sets.require(pair.real, pair.fake, pair.preset, config.metrics, network)
+    for pair in pairs:
+        keys = {"batch": config.batch, "workers": config.workers, "seed": config.seed, "floor": config.floor}
+        report = sets.measure(pair.real, pair.fake, pair.preset, config.metrics, network, beyond=pair.beyond, **keys)
         tables += set_tables(report, pair.fake.name, unknown_rate(pair.real, pair.fake))
     tables[0].note += note
     return tables
 
 
+def pairs_of(config: EvaluateGeneration | Doctor, model: VideoVAE | None) -> tuple[list[Sides], str]:
+    """Both sides under every protocol that was asked for, and what is to be said of one that was not."""
+    asked = [config.protocol] if isinstance(config, Doctor) else config.protocol
+    pairs = [sides_of(config, preset(name), model) for name in asked or ["univae"]]
+    if config.samples and all(pair.preset.against == "originals" for pair in pairs):
+        raise UserError(
+            f"samples={config.samples}: protocol rfvd is of the VAE's own reconstructions; leave samples out"
+        )
+    if asked or not renders_twice(config, model):
+        return pairs, ""
+    real = pairs[0].real
+    if has_double_rate(config, real):
+        return [*pairs, sides_of(config, preset("univae-2x"), model)], ""
+    by_rate = f"{2 * config.fps:g} fps: not every video has it exactly."
+    by_stride = f"stride {real.stride} / 2: take an even stride."
+    return pairs, f" D2's rate has no real counterpart at {by_rate if config.fps else by_stride}"
+
+
 def networks(weights: dict[str, str]) -> Callable[[str], FeatureExtractor]:
     """Makes feature extractors by name, each once, from the user's `weights` where it takes any."""
-    given = {name.replace("_", "-"): path for name, path in weights.items()}
+    given = by_features(weights)
     return cache(lambda name: make_extractor(name, device(), given.get(name, "")))
 
 
@@ -286,7 +315,7 @@ def renders_twice(config: SetEvaluation, model: VideoVAE | None) -> bool:
     return Path(config.samples, "d2").is_dir()
 
 
-def has_double_rate(config: SetEvaluation, real: VideoSet, fake: VideoSet) -> bool:
+def has_double_rate(config: SetEvaluation, real: VideoSet) -> bool:
     """Whether real clips can be had at twice the rate."""
     if not config.fps:
         return (real.stride or 1) % 2 == 0
@@ -309,9 +338,12 @@ def set_tables(report: Report, name: str, note: str = "") -> list[Table]:
     for row in report.rows:
         p, floor = row.protocol, row.floor
         bounds = [finite(value) for value in (row.low, row.high)]
-        cells = [name, row.value, *bounds, finite(floor.mean), floor.count, p.count_real, p.count_fake]
-        title = f"{TITLES[p.metric]}, {p.frames} frames, {p.preset}"
-        tables.append(Table(title, ["", p.metric, *SET_HEADER], [cells], p.to_dict(), (row.warning + note).strip()))
+        bottom = [finite(floor.mean), floor.count] if floor else [None, None]
+        cells = [name, row.value, *bounds, *bottom, p.count_real, p.count_fake]
+        header = ["", p.metric, *(IS_HEADER if p.metric == "IS" else SET_HEADER)]
+        title = f"{TITLES[p.metric]}, {p.frames} frames, {p.preset}{BIASED if p.biased else ''}"
+        said = f"{row.warning}.{note}" if row.warning else note.strip()
+        tables.append(Table(title, header, [cells], p.to_dict(), said))
     return tables
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import av
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,13 +21,13 @@ class Recoded(VideoSet):
     def __init__(self, of: VideoSet, codec: str):
         self.of, self.codec, self.name, self.sources = of, codec, f"{of.name}, {codec}", of.sources
         self.frames, self.size, self.stride, self.fps = of.frames, of.size, of.stride, of.fps
-        self.rates, self.note = of.rates, ", then ".join(filter(None, [of.note, codec]))
+        self.paces, self.note = of.paces, ", then ".join(filter(None, [of.note, codec]))
 
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:
-        return {"recoded": self.of.key(numbers), "codec": self.codec, "libraries": [av.__version__]}
+        return {"recoded": self.of.key(numbers), "codec": self.codec, "libraries": [av.__version__, PIL.__version__]}
 
-    def batches(self, numbers: Sequence[int], batch: int, workers: int) -> Iterator[Tensor]:
-        for x in self.of.batches(numbers, batch, workers):
+    def grouped(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        for x in self.of.grouped(groups, workers):
             clips = [CODECS[self.codec](clip.permute(1, 2, 3, 0).numpy()) for clip in to_uint8(x.cpu())]
             yield to_float(torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).to(x.device))
 

@@ -14,16 +14,17 @@ import vae
 from lvdm.accelerator import device
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
+from lvdm.errors import UserError
 from lvdm.files import write_text
-from lvdm.latents import weights_hash
 from lvdm.metrics.features import full_precision
+from lvdm.metrics.flow import WarpingError
 from lvdm.metrics.frames import flicker, information_preservation, pooled_psnr, psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol
 from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder
-from sample.measure.sets import Files, is_main, spread
+from sample.measure.sets import Files, digest, is_main, share, spread
 from vae.base import VideoVAE
 
 REFERENCES = {"reconstruction": "upscaled 1/8 thumbnail", "refinement": "D1, linear blend between"}
@@ -42,7 +43,10 @@ NETS = {
     "lpips-vgg": ("LPIPS (VGG)", "vgg", False),
     "lpips-spatial": ("LPIPS (spatial)", "alex", True),
 }
-"""Metrics that are networks: what they are called, which net, and whether spatial."""
+"""Metrics that are LPIPS: what they are called, which net, and whether spatial."""
+WARPING = "warping error"
+BY_PAIR, BY_CLIP = ("flicker", WARPING), ("pooled PSNR", "IP")
+"""What is of a pair of frames, and of a clip as a whole, not of a frame."""
 DEFAULT = ("psnr", "ssim", "lpips", "flicker")
 
 
@@ -66,6 +70,8 @@ class Measure:
     """Lengths; a shorter clip is the beginning of a longer one."""
     size: int = 128
     """Height and width."""
+    stride: int = 1
+    """Every how many frames of a video one is taken."""
     per_video: int = 1
     """Clips a video, evenly spaced."""
     batch: int = 4
@@ -78,8 +84,8 @@ class Measure:
 
 @dataclass
 class Scores:
-    """Of one length: rendering -> metric -> a row of numbers a clip, one a frame (of flicker, one a pair of frames; of
-    pooled PSNR and IP, one)."""
+    """Of one length: rendering -> metric -> a row of numbers a clip, one a frame (of flicker and warping error, one a
+    pair of frames; of pooled PSNR and IP, one)."""
 
     protocol: dict[str, Any]
     sources: list[str]
@@ -90,10 +96,10 @@ class Scores:
 def run(config: Measure) -> None:
     """Writes `results.json` to `config.out`, once."""
     model, clips = load(config), clips_of(config)
+    videos = Files(clips, clips.grid(config.per_video), per_video=config.per_video)
     folder = RunFolder(config.out, config, is_main())
-    folder.bind(vae=weights_hash(model.state_dict()), videos=clips.index.hash())
+    folder.bind(vae=model.identity(), videos=digest(videos))
     if not folder.finished:
-        videos = Files(clips, clips.grid(config.per_video))
         found = measure(model, videos, config.frames, config.what, config.metrics, config.batch)
         scores = {frames: asdict(s) for frames, s in found.items()}
         if is_main():
@@ -118,7 +124,7 @@ def read(folder: str | Path) -> dict[int, Scores]:
 def clips_of(config: Measure) -> Clips:
     """The clips to measure on, of the greatest length."""
     split = "val" if config.holdout else "all"
-    policy = ClipPolicy(max(config.frames), 1, config.size, split=split, holdout=config.holdout)
+    policy = ClipPolicy(max(config.frames), config.stride, config.size, split=split, holdout=config.holdout)
     return Clips(open_index(config.videos, "none"), policy, seed=0).say_skipped()
 
 
@@ -131,18 +137,24 @@ def measure(
     metrics: Sequence[str] = DEFAULT,
     batch: int = 4,
     workers: int = 2,
+    raft: str = "",
 ) -> dict[int, Scores]:
-    """The scores of every length, of the beginnings of the same clips. Processes of a launch share the clips out."""
-    nets = lpips_of(metrics)
+    """The scores of every length, of the beginnings of the same clips. Processes of a launch share the clips out.
+
+    `raft` is the file of the warping error's weights. UserError, with the clip and frame, for what is not finite.
+    """
+    nets = networks_of(metrics, raft)
     groups = [range(videos.count)[i : i + batch] for i in range(0, videos.count, batch)]
+    clips = videos.grouped(share(groups), workers)
     with bar("measure", videos.count * len(lengths), show=is_main()) as progress:
 
         def work(numbers: Sequence[int]) -> dict[int, dict[str, dict[str, Tensor]]]:
-            (longest,) = videos.batches(numbers, batch, workers)
-            found = {}
+            longest, found = next(clips), {}
             for frames in lengths:
-                x = longest[:, :, :frames]
-                found[frames] = {n: score(x, y, *nets, metrics=metrics) for n, y in renderings(model, x, what)}
+                x, found[frames] = longest[:, :, :frames], {}
+                for name, y in renderings(model, x, what):
+                    require_finite(y, [videos.sources[number] for number in numbers])
+                    found[frames][name] = score(x, y.clamp(-1, 1), *nets, metrics=metrics)
                 progress.advance(len(x))
             return found
 
@@ -163,13 +175,13 @@ def joined(parts: list[dict[str, Tensor]]) -> dict[str, list[list[float]]]:
 
 
 def renderings(model: VideoVAE, x: Tensor, what: str) -> Iterator[tuple[str, Tensor]]:
-    """("model", its frames) and (the reference's name, what can be had without what is measured), in [-1, 1]."""
+    """("model", its frames as they come) and (the reference's name, what can be had without what is measured)."""
     if what == "reconstruction":
-        yield "model", model.reconstruct(x).clamp(-1, 1)
+        yield "model", model.reconstruct(x)
         yield REFERENCES[what], thumbnail(x)
         return
     z = model.encode(x[:, :, ::2]).latent_dist.mean
-    yield "model", model.refine(z).sample.clamp(-1, 1)
+    yield "model", model.refine(z).sample
     d1 = model.decode(z).sample.clamp(-1, 1)
     blend = torch.empty_like(x)
     blend[:, :, ::2], blend[:, :, 1::2] = d1, (d1[:, :, 1:] + d1[:, :, :-1]) / 2
@@ -185,24 +197,35 @@ def thumbnail(x: Tensor) -> Tensor:
     return large.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
-def lpips_of(metrics: Sequence[str]) -> list[LPIPS]:
+def require_finite(video: Tensor, sources: Sequence[str]) -> None:
+    """Refuses clips (B, 3, T, H, W), of `sources`, that are not finite."""
+    odd = (~video.isfinite()).any(dim=4).any(dim=3).any(dim=1).nonzero()
+    if len(odd):
+        clip, frame = odd[0].tolist()
+        raise UserError(f"{sources[clip]}: the VAE makes NaN or infinity of its clip, in frame {frame}")
+
+
+def networks_of(metrics: Sequence[str], raft: str = "") -> list[LPIPS | WarpingError]:
     """The networks of those metrics that are one."""
-    return [LPIPS(net, spatial=spatial).to(device()) for key, (_, net, spatial) in NETS.items() if key in metrics]
+    nets = [LPIPS(net, spatial=spatial).to(device()) for key, (_, net, spatial) in NETS.items() if key in metrics]
+    return [*nets, WarpingError(raft, device())] if "warping" in metrics else nets
 
 
-def score(x: Tensor, y: Tensor, *nets: LPIPS, metrics: Sequence[str] = DEFAULT) -> dict[str, Tensor]:
-    """Metrics of each frame, (B, T), the flicker of each pair of neighbours, (B, T-1), and metrics of a whole clip,
-    (B, 1), by name, on the CPU in fp64; `nets` are those of `lpips_of`."""
+def score(x: Tensor, y: Tensor, *nets: LPIPS | WarpingError, metrics: Sequence[str] = DEFAULT) -> dict[str, Tensor]:
+    """Metrics of each frame, (B, T), of each pair of neighbours, (B, T-1), and of a whole clip, (B, 1), by name, on the
+    CPU in fp64; `nets` are those of `networks_of`."""
     labels = {(net, spatial): label for label, net, spatial in NETS.values()}
     with full_precision(x.device):
         values = {METRICS[name][0]: METRICS[name][1](x, y) for name in metrics if name in METRICS}
-        values |= {labels[net.net, net.spatial]: net.video(x, y) for net in nets}
+        for net in nets:
+            label = labels[net.net, net.spatial] if isinstance(net, LPIPS) else WARPING
+            values[label] = net.video(x, y)
     return {key: value.cpu().double().reshape(len(x), -1) for key, value in values.items()}
 
 
 def label_of(metric: str) -> str:
     """What a metric is called."""
-    return (METRICS.get(metric) or NETS[metric])[0]
+    return WARPING if metric == "warping" else (METRICS.get(metric) or NETS[metric])[0]
 
 
 def named(metrics: Sequence[str]) -> str:
@@ -211,9 +234,18 @@ def named(metrics: Sequence[str]) -> str:
     return ", ".join(label_of(metric) + units.get(metric, "") for metric in metrics)
 
 
+def estimator(metrics: Sequence[str], which: str = "") -> str:
+    """From the values of frames to a number, in words; `which` says of which frames."""
+    labels = [label_of(metric) for metric in metrics]
+    whole = [label for label in labels if label in BY_CLIP]
+    means = [f"mean over frames{which}, then over clips"] if len(whole) < len(labels) else []
+    means += [f"{' and '.join(whole)} of a clip{which} at once, then mean over clips"] if whole else []
+    means += ["PSNR capped at 100 dB"] if any("PSNR" in label for label in labels) else []
+    return "; ".join([*means, "posterior mean"])
+
+
 def protocol(videos: Files, frames: int, longest: int, metrics: Sequence[str], nets: Sequence[LPIPS]) -> Protocol:
     """How the numbers were made."""
-    first = f", the first of {longest}" if frames < longest else ""
     return Protocol(
         metric=named(metrics),
         features="+".join(net.name for net in nets) or None,
@@ -226,9 +258,10 @@ def protocol(videos: Files, frames: int, longest: int, metrics: Sequence[str], n
         count_fake=videos.count,
         split=videos.name,
         seed=0,
-        estimator=f"mean over frames, then over clips{first}; posterior mean",
+        estimator=estimator(metrics, f", the first of {longest}" if frames < longest else ""),
         fps=videos.fps,
         inputs=f"clips kept as {videos.note}" if videos.note else "",
+        **videos.origin,
     )
 
 
@@ -242,12 +275,15 @@ def of_clips(scores: list[Scores], rendering: str, metric: str, part: slice = sl
     return torch.stack(runs)
 
 
-def interval(values: Tensor, sources: list[str]) -> tuple[float, float]:
+def interval(values: Tensor, sources: list[str]) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of the mean of `values` (clips,); the sources are the sample, their clips stay together.
 
-    Percentile bootstrap (Efron 1979): as many sources are drawn with replacement as there are, 10,000 times.
+    Percentile bootstrap (Efron 1979): as many sources are drawn with replacement as there are, 10,000 times. None where
+    there are fewer than 2.
     """
     names = sorted(set(sources))
+    if len(names) < 2:
+        return None, None
     of = torch.tensor([names.index(source) for source in sources])
     sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, of, values.double())
     counts = torch.bincount(of, minlength=len(names))

@@ -1,11 +1,14 @@
 """Sets of videos compared with each other, wherever they come from: files, datasets, latents, reconstructions."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,16 +21,18 @@ from lvdm.accelerator import device
 from lvdm.data import arrays
 from lvdm.data.clips import Clips, Window, crop, resize
 from lvdm.data.frames import is_pictures
-from lvdm.data.index import IndexRow, stamp_of
+from lvdm.data.index import IndexRow
 from lvdm.errors import UserError
 from lvdm.latents import LatentFile, weights_hash
 from lvdm.media import to_float
-from lvdm.metrics.cache import cached_features
+from lvdm.metrics.cache import load_features, save_features
+from lvdm.metrics.content import contents_of
 from lvdm.metrics.features import FeatureExtractor
-from lvdm.metrics.protocol import Preset, Protocol
+from lvdm.metrics.protocol import SMALL_BATCH, Preset, Protocol
 from lvdm.metrics.sets import (
     FeatureSet,
     Floor,
+    Metric,
     batchwise_frechet,
     floor,
     frechet,
@@ -36,11 +41,14 @@ from lvdm.metrics.sets import (
     kernel_distance,
 )
 from lvdm.progress import Bar, bar
+from sample.measure.configs import OWN_FEATURES
 from sample.render import frames as rendered_frames
 from vae.base import VideoVAE
 
 T, U = TypeVar("T"), TypeVar("U")
 
+SPLITS = 10
+"""Of an inception score."""
 PART = 64
 """Clips whose features are one file of the cache: what a killed run loses at most, a process takes at a time."""
 LOSSLESS = ("bmp", "ffv1", "ffvhuff", "huffyuv", "npy", "png", "ppm", "rawvideo", "tif", "tiff", "utvideo")
@@ -56,7 +64,7 @@ class VideoSet(ABC):
     """Clips of one length and size: one side of a comparison.
 
     `name` is for people, `sources` the video of each clip, `frames` and `size` what a clip is, `stride` and `fps` how
-    its frames were taken, `rates` the slowest and fastest that clips play at (None: nobody says), `note` what is to be
+    its frames were taken, `paces` the frames a second that each clip plays at (None: nobody says), `note` what is to be
     said of their pixels.
     """
 
@@ -66,7 +74,7 @@ class VideoSet(ABC):
     size: int
     stride: int | None
     fps: float | None = None
-    rates: tuple[float, float] | None
+    paces: list[float | None]
     note: str
 
     @property
@@ -74,17 +82,30 @@ class VideoSet(ABC):
         """Clips."""
         return len(self.sources)
 
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """The slowest and fastest that clips play at; None where nobody says."""
+        known = [pace for pace in self.paces if pace]
+        return (min(known), max(known)) if known else None
+
     @abstractmethod
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:
         """All that the pixels of these clips depend on, as JSON: files, frames, cut, weights."""
 
     @abstractmethod
+    def grouped(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        """The clips of each group at a time, (B, 3, frames, size, size) in [-1, 1] on the device, read ahead."""
+
     def batches(self, numbers: Sequence[int], batch: int, workers: int) -> Iterator[Tensor]:
-        """These clips, `batch` at a time: (B, 3, frames, size, size) in [-1, 1] on the device."""
+        """These clips, `batch` at a time, as `grouped` gives them."""
+        return self.grouped(list(batched(numbers, batch)), workers)
 
 
 class Files(VideoSet):
-    """Windows of the videos of a dataset, cut to a square as `fit` says."""
+    """Windows of the videos of a dataset, cut to a square as `fit` says.
+
+    `origin` are the fields of a `Protocol` that say which clips of which dataset they are.
+    """
 
     def __init__(
         self,
@@ -93,33 +114,42 @@ class Files(VideoSet):
         fit: str = "crop",
         rate: float | None = None,
         name: str = "",
+        subset: str = "",
+        per_video: int | None = None,
     ):
-        """`rate` is what the videos play at, where somebody knows that better than their files."""
+        """`rate` is what the videos play at, where somebody knows that better than their files; `subset` and
+        `per_video` are those keys of the config that chose the videos and windows."""
         self.clips, self.windows, self.fit = clips, list(windows), fit
-        policy, used = clips.policy, sorted({window.row_index for window in windows})
-        rows = [clips.rows[i] for i in used]
-        self.name = name or f"{clips.index.root.name}, {policy.split}"
-        self.sources = [clips.rows[window.row_index].path for window in windows]
+        policy, root = clips.policy, clips.index.root
+        used = {window.row_index: clips.rows[window.row_index] for window in self.windows}
+        self.name = name or f"{root.name}, {policy.split}"
+        self.sources = [used[window.row_index].path for window in windows]
         self.frames, self.size = policy.frames, policy.size
         self.stride, self.fps = (None, policy.fps) if policy.fps else (policy.stride, None)
-        stated = [rate or rate_of(clips.index.root, row) for row in rows]
-        rates = [known / policy.stride_of(row) for known, row in zip(stated, rows, strict=True) if known]
-        self.rates = (min(rates), max(rates)) if rates else None
-        self.note = compression([clips.index.root / row.path for row in rows])
-        self._stamps = {i: stamp_of(clips.index.root / clips.rows[i].path) for i in used}
+        stated = {i: rate or rate_of(root, row) for i, row in used.items()}
+        paces = {i: known and known / policy.stride_of(used[i]) for i, known in stated.items()}
+        self.paces = [paces[window.row_index] for window in windows]
+        self.note = compression([root / row.path for row in used.values()])
+        holdout = policy.holdout if policy.split != "all" else 0.0
+        chosen = {"subset": subset, "holdout": holdout, "per_video": per_video, "short": policy.short}
+        self.origin = {**chosen, "dataset": clips.index.hash()[:8]}
 
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:
+        policy, rows = self.clips.policy, self.clips.rows
         windows = [self.windows[number] for number in numbers]
+        files = [self.clips.index.root / rows[window.row_index].path for window in windows]
+        held = contents_of(files, show=len(files) > 4 * PART and is_main())
         clips = [
-            [self.clips.rows[row].path, self._stamps[row], self.clips.policy.places(self.clips.rows[row], start)]
-            for row, start, _ in windows
+            [rows[window.row_index].path, held[file], policy.places(rows[window.row_index], window.start)]
+            for window, file in zip(windows, files, strict=True)
         ]
         return {"clips": clips, "size": self.size, "fit": self.fit}
 
-    def batches(self, numbers: Sequence[int], batch: int, workers: int) -> Iterator[Tensor]:
+    def grouped(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        numbers = (number for group in groups for number in group)
         clips = ahead(lambda number: self.read(self.windows[number]), numbers, workers)
-        for part in batched(clips, batch):
-            yield to_float(torch.stack(part).to(device()))
+        for group in groups:
+            yield to_float(torch.stack(list(islice(clips, len(group)))).to(device()))
 
     def read(self, window: Window) -> Tensor:
         """The clip as uint8 (3, frames, size, size)."""
@@ -155,9 +185,9 @@ class Rendered(VideoSet):
         self.frames, self.size = frames or -(-there // stride), height
         require_length(sources[0], there, self.frames, stride)
         rate = latents[0].fps * (2 if refine else 1) / stride
-        self.rates, self.note = (rate, rate), ""
+        self.paces, self.note = [rate] * len(sources), ""
         self.name = "generated, D2 (twice the rate)" if refine else "generated, D1"
-        self._vae = weights_hash(model.state_dict())
+        self._vae = model.identity()
 
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:
         latents = [[weights_hash({"": self.latents[n].latent}), self.latents[n].num_frames] for n in numbers]
@@ -165,8 +195,9 @@ class Rendered(VideoSet):
         return {"latents": latents, "vae": self._vae, "refine": self.refine, **cut}
 
     @torch.no_grad()
-    def batches(self, numbers: Sequence[int], batch: int, workers: int) -> Iterator[Tensor]:
-        for part in batched((self.latents[number] for number in numbers), batch):
+    def grouped(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        for group in groups:
+            part = [self.latents[number] for number in group]
             latent = torch.stack([z.latent for z in part])
             video = torch.cat(list(rendered_frames(self.model, latent, part[0].num_frames, self.refine)), 2)
             video = video[:, :, :: self.stride, : self.size, : self.size][:, :, : self.frames]
@@ -180,15 +211,15 @@ class Reconstructed(VideoSet):
         model.spec.check_square(of.size, "size")
         self.of, self.model, self.name, self.sources = of, model, f"{model.title}, D1", of.sources
         self.frames, self.size, self.stride, self.fps = of.frames, of.size, of.stride, of.fps
-        self.rates, self.note = of.rates, ""
-        self._vae = weights_hash(model.state_dict())
+        self.paces, self.note = of.paces, ""
+        self._vae = model.identity()
 
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:
         return {"reconstructed": self.of.key(numbers), "vae": self._vae}
 
     @torch.no_grad()
-    def batches(self, numbers: Sequence[int], batch: int, workers: int) -> Iterator[Tensor]:
-        for x in self.of.batches(numbers, batch, workers):
+    def grouped(self, groups: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        for x in self.of.grouped(groups, workers):
             yield self.model.reconstruct(x).float().clamp(-1, 1)
 
 
@@ -248,7 +279,9 @@ def rate_of(root: Path, row: IndexRow) -> float | None:
 
 
 def require_length(source: str, there: int, frames: int, stride: int) -> None:
-    """Refuses a sample that is shorter than what is compared."""
+    """Refuses a sample that is shorter than what is compared, and a stride that leaves one frame of it."""
+    if stride > 1 and frames == 1:
+        raise UserError(f"stride_fake={stride}: of the {there} frames of {source} one is left; take a smaller one")
     if there < (frames - 1) * stride + 1:
         at = f" at stride_fake={stride}" if stride > 1 else ""
         raise UserError(f"samples: {source} has {there} frames, the protocol takes {frames}{at}; set frames")
@@ -258,57 +291,85 @@ def require_length(source: str, there: int, frames: int, stride: int) -> None:
 # Features and numbers
 
 
+def world_size() -> int:
+    """Processes of this launch."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """The items that are this process's."""
+    world = world_size()
+    return items[torch.distributed.get_rank() :: world] if world > 1 else items
+
+
 def spread(items: Sequence[T], work: Callable[[T], U]) -> list[U]:
     """`work` of every item in order, shared out to the processes of a launch; each gets all results."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return [work(item) for item in items]
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    world, done = world_size(), [work(item) for item in share(items)]
+    if world == 1:
+        return done
     parts: list = [None] * world
-    torch.distributed.all_gather_object(parts, [work(item) for item in items[rank::world]])
+    torch.distributed.all_gather_object(parts, done)
     return [parts[i % world][i // world] for i in range(len(items))]
+
+
+def digest(videos: VideoSet) -> str:
+    """Hex digest of all that the pixels of a set depend on, the content of its files among it."""
+    return hashlib.sha256(json.dumps(videos.key(range(videos.count))).encode()).hexdigest()[:16]
 
 
 def features_of(videos: VideoSet, network: FeatureExtractor, batch: int, workers: int, progress: Bar) -> FeatureSet:
     """The features of all clips, from the cache where it has them. UserError for clips too short for the network."""
     if videos.frames < network.min_frames:
         raise UserError(f"frames={videos.frames}: {network.name} needs at least {network.min_frames}")
+    made = {"network": network.name, "weights": network.weights_sha256, "resize": network.resize}
+    parts = [range(videos.count)[i : i + PART] for i in range(0, videos.count, PART)]
+    keys = {part: {**made, "videos": videos.key(part)} for part in share(parts)}
+    known = {part: load_features(key) for part, key in keys.items()}
+    missing = [part for part, features in known.items() if features is None]
+    fresh = extract(videos, missing, network, batch, workers, progress) if missing else iter(())
 
-    def part(numbers: Sequence[int]) -> FeatureSet:
-        made = {"network": network.name, "weights": network.weights_sha256, "resize": network.resize}
-        found = cached_features(
-            {**made, "videos": videos.key(numbers)}, lambda: extract(videos, numbers, network, batch, workers)
-        )
-        progress.advance(len(numbers))
-        return found
+    def work(part: range) -> FeatureSet:
+        if known[part] is None:
+            save_features(keys[part], features := next(fresh))
+            return features
+        progress.advance(len(part))
+        return known[part]
 
-    numbers = range(videos.count)
-    return FeatureSet.join(spread([numbers[i : i + PART] for i in range(0, len(numbers), PART)], part))
+    return FeatureSet.join(spread(parts, work))
 
 
 def extract(
-    videos: VideoSet, numbers: Sequence[int], network: FeatureExtractor, batch: int, workers: int
-) -> FeatureSet:
-    """The features of these clips."""
-    rows = []
-    for i, x in enumerate(videos.batches(numbers, batch, workers)):
-        odd = (~x.isfinite()).flatten(1).any(1).nonzero()
-        if len(odd):
-            raise UserError(f"{videos.sources[numbers[i * batch + int(odd[0])]]}: its frames hold NaN or infinity")
-        rows.append(network(x).float().cpu())
-    rows = torch.cat(rows)
-    clips = torch.arange(len(numbers)).repeat_interleave(len(rows) // len(numbers))
-    return FeatureSet(rows, clips, [videos.sources[number] for number in numbers])
+    videos: VideoSet, parts: Sequence[range], network: FeatureExtractor, batch: int, workers: int, progress: Bar
+) -> Iterator[FeatureSet]:
+    """The features of the clips of each part in turn; reading runs on from one to the next."""
+    groups = {part: list(batched(part, batch)) for part in parts}
+    clips = videos.grouped([group for part in parts for group in groups[part]], workers)
+    for part in parts:
+        rows = []
+        for group in groups[part]:
+            x = next(clips)
+            odd = (~x.isfinite()).flatten(1).any(1).nonzero()
+            if len(odd):
+                raise UserError(f"{videos.sources[group[int(odd[0])]]}: its frames hold NaN or infinity")
+            rows.append(network(x).float().cpu())
+            progress.advance(len(group))
+        rows = torch.cat(rows)
+        numbers = torch.arange(len(part)).repeat_interleave(len(rows) // len(part))
+        yield FeatureSet(rows, numbers, [videos.sources[number] for number in part])
 
 
 @dataclass(frozen=True)
 class Row:
-    """A number with its 95 % interval (nan where there are too few videos), its floor, and how it was made."""
+    """A number with its 95 % interval (nan where there are too few videos), its floor, and how it was made.
+
+    Of IS the interval is one standard deviation over splits to both sides, and the floor the score of the real clips.
+    """
 
     metric: str
     value: float
     low: float
     high: float
-    floor: Floor
+    floor: Floor | None
     protocol: Protocol
     warning: str
 
@@ -321,13 +382,11 @@ class Report:
 
 
 METRICS = {"fvd": "FVD", "kvd": "KVD", "is": "IS", "fid": "FID"}
-OWN_FEATURES = {"is": "c3d", "fid": "inception"}
-"""Metrics that are of other features than the protocol's."""
 
 
-INCEPTION = (
-    "inception score, 10 splits after a shuffle by seed 42; interval: one standard deviation, floor: of real clips"
-)
+INCEPTION = "inception score, mean over 10 splits after a shuffle by seed 42"
+JACKKNIFE = 48
+"""How often a distance is taken for its value, interval and floor, at most."""
 
 
 def measure(
@@ -339,26 +398,59 @@ def measure(
     batch: int = 4,
     workers: int = 2,
     seed: int = 0,
+    beyond: VideoSet | None = None,
+    floor: bool = True,
 ) -> Report:
     """The metrics (fvd, kvd, is, fid) of two sets under a preset; `network` makes a feature extractor of its name.
 
-    UserError for fewer than 2 clips a side. Features come from the cache where it has them; under a launcher every
-    process takes a share of the clips, and all return the same.
+    `beyond` are more real clips, for the `floor`, which reconstructions have none of. UserError for what `require`
+    refuses. Features come from the cache where it has them; under a launcher every process takes a share of the clips,
+    and all return the same.
     """
-    if min(real.count, fake.count) < 2:
-        raise UserError(f"a set metric needs at least 2 videos a side, got {real.count} real and {fake.count} samples")
-    wanted = {metric: OWN_FEATURES.get(metric, preset.features) for metric in metrics}
-    names = list(dict.fromkeys(wanted.values()))
-    networks, pairs = {name: network(name) for name in names}, {}
-    with bar("features", len(names) * (real.count + fake.count), show=is_main()) as progress:
-        for name in names:
-            pairs[name] = [features_of(side, networks[name], batch, workers, progress) for side in (real, fake)]
-    rows = []
-    for metric, name in wanted.items():
-        number = inception if metric == "is" else distance
-        protocol = protocol_of(metric, real, fake, preset, networks[name], seed)
-        rows.append(Row(metric, *number(metric, *pairs[name], preset), protocol, protocol.warning() or ""))
+    require(real, fake, preset, metrics, network)
+    sides, rows = [real, fake, *([beyond] if beyond else [])], []
+    names = features_for(metrics, preset)
+    with bar("features", len({*names.values()}) * sum(side.count for side in sides), show=is_main()) as progress:
+        found = {
+            name: [features_of(side, network(name), batch, workers, progress) for side in sides]
+            for name in dict.fromkeys(names.values())
+        }
+    for metric, name in names.items():
+        of_real, of_fake, *more = found[name]
+        protocol = protocol_of(metric, real, fake, preset, network(name), seed)
+        if metric == "is":
+            number = inception(of_real, of_fake)
+        else:
+            reals = FeatureSet.join([of_real, *more]) if floor and preset.against == "reals" else None
+            number = distance(metric, of_real, of_fake, preset, reals)
+        rows.append(Row(metric, *number, protocol, protocol.warning() or ""))
     return Report(rows)
+
+
+def features_for(metrics: Sequence[str], preset: Preset) -> dict[str, str]:
+    """The features that each metric is of."""
+    return {metric: OWN_FEATURES.get(metric, preset.features) for metric in metrics}
+
+
+def require(
+    real: VideoSet,
+    fake: VideoSet,
+    preset: Preset,
+    metrics: Sequence[str],
+    network: Callable[[str], FeatureExtractor],
+) -> None:
+    """Refuses, before any clip is read, sets that are too small for a metric, and clips too short for its features."""
+    there = f"{real.count} real and {fake.count} samples"
+    least = min(real.count, fake.count)
+    if least < 2:
+        raise UserError(f"a set metric needs at least 2 videos a side, got {there}")
+    if least < preset.batch and {"fvd", "fid"} & {*metrics}:
+        raise UserError(f"{SMALL_BATCH}: batches of {preset.batch} clips, and there are {there}")
+    if least < SPLITS and "is" in metrics:
+        raise UserError(f"metrics=is: {SPLITS} splits need as many videos a side, got {there}")
+    for name in features_for(metrics, preset).values():
+        if real.frames < network(name).min_frames:
+            raise UserError(f"frames={real.frames}: {name} needs at least {network(name).min_frames}")
 
 
 def is_main() -> bool:
@@ -371,21 +463,37 @@ def estimator(metric: str, preset: Preset) -> tuple[Callable[[FeatureSet, Featur
     if metric == "kvd":
         return kernel_distance, "kernel distance, ((x.y) / d + 1)^3, unbiased, fp64"
     if preset.batch:
-        words = f"Fréchet, mean over batches of {preset.batch} clips (biased), covariance 1/(N-1), fp64"
+        words = f"Fréchet, mean over batches of {preset.batch} clips (biased), fp64"
         return partial(batchwise_frechet, batch=preset.batch), words
     return partial(frechet, covariance=preset.covariance), "Fréchet, fp64"
 
 
-def distance(metric: str, real: FeatureSet, fake: FeatureSet, preset: Preset) -> tuple[float, float, float, Floor]:
-    """FVD, KVD or FID: value, interval and floor."""
+def distance(
+    metric: str, real: FeatureSet, fake: FeatureSet, preset: Preset, reals: FeatureSet | None
+) -> tuple[float, float, float, Floor | None]:
+    """FVD, KVD or FID: value, interval and, where there are `reals`, the floor among them."""
     of, _ = estimator(metric, preset)
-    return of(real, fake), *interval(of, real, fake), floor(of, real, fake.count)
+    many = len(real.features) + len(fake.features) > 1000  # each distance may take seconds
+    with bar(f"interval of {METRICS[metric]}", JACKKNIFE, show=many and is_main()) as progress:
+
+        def counted(a: FeatureSet, b: FeatureSet) -> float:
+            progress.advance()
+            return of(a, b)
+
+        bounds = bounds_of(metric, counted, real, fake, preset)
+        return counted(real, fake), *bounds, reals and floor(counted, reals, fake.count)
 
 
-def inception(metric: str, real: FeatureSet, fake: FeatureSet, preset: Preset) -> tuple[float, float, float, Floor]:
+def bounds_of(metric: str, of: Metric, real: FeatureSet, fake: FeatureSet, preset: Preset) -> tuple[float, float]:
+    """The 95 % interval of a distance; no Fréchet distance is below 0."""
+    low, high = interval(of, real, fake, paired=preset.against == "originals")
+    return low if metric == "kvd" else max(low, 0.0), high
+
+
+def inception(real: FeatureSet, fake: FeatureSet) -> tuple[float, float, float, Floor]:
     """IS: the mean over splits, one standard deviation around it, and as floor that of the real clips."""
-    mean, std = inception_score(fake.features)
-    of_real, real_std = inception_score(real.features)
+    mean, std = inception_score(fake.features, SPLITS)
+    of_real, real_std = inception_score(real.features, SPLITS)
     return mean, mean - std, mean + std, Floor(of_real, of_real - real_std, of_real + real_std, real.count)
 
 
@@ -413,4 +521,5 @@ def protocol_of(
         draw=preset.draw,
         covariance=preset.covariance if metric in ("fvd", "fid") else "",
         inputs=", ".join(lossy),
+        **getattr(real, "origin", {}),
     )

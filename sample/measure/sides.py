@@ -1,14 +1,16 @@
 """Both sides of a comparison of sets, as a config and a preset ask for them; what does not fit together is refused."""
 
-import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_high
+from typing import Any
 
 import torch
 
 from lvdm.data.clips import FPS_TOLERANCE, ClipPolicy, Clips, Window
-from lvdm.data.index import Index, open_index, stamp_of
+from lvdm.data.index import Index, open_index
 from lvdm.errors import UserError
 from lvdm.latents import LatentFile, LatentStore
 from lvdm.metrics.protocol import Preset
@@ -18,14 +20,21 @@ from sample.measure.sets import Files, Reconstructed, Rendered, VideoSet, requir
 from sample.render import latent_files, load_all, require_refiner
 from vae.base import VideoVAE
 
+SAME, MIXED = 0.05, 0.25
+"""How far the rate of the usual real clip, and of any, may be from that of the samples: UCF101 is of 25 and 29.97."""
+
 
 @dataclass(frozen=True)
 class Sides:
-    """What a config and a preset say together: both sides, the preset as changed, and its name with those changes."""
+    """What a config and a preset say together: both sides, the preset as changed, and its name with those changes.
+
+    `beyond` are more real clips, so that real clips can be compared with others at the same count.
+    """
 
     real: VideoSet
     fake: VideoSet
     preset: Preset
+    beyond: VideoSet | None = None
 
 
 def changed(config: SetEvaluation, preset: Preset) -> Preset:
@@ -37,24 +46,30 @@ def changed(config: SetEvaluation, preset: Preset) -> Preset:
         asked["stride_real"] = None
     other = [field for field, value in asked.items() if getattr(preset, field) not in (None, value)]
     other += ["resize"] if config.resize not in (None, "crop") else []
+    other += ["subset"] if not config.subset.startswith(preset.split) else []
+    if preset.draw == "random":  # whole videos, a clip of each
+        other += [key for key, usual in (("split", "all"), ("per_video", 1)) if getattr(config, key) != usual]
     name = f"{preset.name}, changed: {', '.join(other)}" if other else preset.name
     return replace(preset, **asked, name=name)
 
 
-def sides_of(config: SetEvaluation, preset: Preset, model: VideoVAE | None) -> Sides:
-    """Both sides of a comparison; refuses what does not fit together."""
+def sides_of(config: SetEvaluation, preset: Preset, model: VideoVAE | None, any_rate: bool = False) -> Sides:
+    """Both sides of a comparison; refuses what does not fit together, sides of two rates among it unless `any_rate`."""
+    if preset.draw == "random" and not config.per_video:
+        raise UserError(f"per_video=0: {preset.name} draws clips at random, so many a video: give 1 or more")
     preset = changed(config, preset)
     if preset.against == "originals":
         if model is None:
-            raise UserError(f"vae: {preset.name} compares a VAE's reconstructions with their originals: name it")
+            raise UserError("vae: protocol rfvd compares a VAE's reconstructions with their originals: name it")
         stride = 1 if config.fps else preset.stride_real or 1
         real = real_side(config, preset, config.size or 256, preset.frames or 17, stride, config.fps)
         return Sides(real, Reconstructed(real, model), preset)
     fake = fake_side(config, preset, model)
     stride, fps = pace_of(config, preset, fake)
     real = real_side(config, preset, fake.size, fake.frames, stride, fps)
-    require_same_rate(config, preset, real, fake)
-    return Sides(real, fake, preset)
+    if not any_rate:
+        require_same_rate(config, preset, real, fake)
+    return Sides(real, fake, preset, others(config, preset, real, fake) if config.floor else None)
 
 
 def fake_side(config: SetEvaluation, preset: Preset, model: VideoVAE | None) -> VideoSet:
@@ -86,12 +101,6 @@ def of_latents(folder: Path, model: VideoVAE | None) -> bool:
     return (folder / "manifest.json").is_file() or (model is not None and (folder / "latents").is_dir())
 
 
-def samples_hash(folder: Path) -> str:
-    """Hex digest of the names, sizes and times of all files of a set of samples."""
-    stamps = sorted((str(file.relative_to(folder)), stamp_of(file)) for file in folder.rglob("*") if file.is_file())
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
-
-
 def latents_in(folder: Path, model: VideoVAE, spec: str, count: int) -> tuple[list[LatentFile], list[str]]:
     """The first `count` latents of a latent store, or of what lvdm sample wrote, and their names."""
     if not (folder / "manifest.json").is_file():
@@ -107,9 +116,27 @@ def latents_in(folder: Path, model: VideoVAE, spec: str, count: int) -> tuple[li
 
 def rate_in(folder: Path, times: int) -> float | None:
     """`times` the rate that lvdm sample has noted, where it wrote this folder."""
+    notes = noted(folder)
+    return times * notes[0]["fps"] if notes else None
+
+
+def noted(folder: Path) -> list[dict[str, Any]]:
+    """What lvdm sample has noted of each video it wrote to this folder; empty where it wrote none."""
     path = folder / "samples.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return times * json.loads(lines[0])["fps"] if lines else None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            note = json.loads(line)
+            if not (math.isfinite(note["fps"]) and note["fps"] > 0):
+                raise ValueError
+            found.append({"id": note["id"], "class": note["class"], "fps": float(note["fps"])})
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{path}, line {number}: expected what lvdm sample writes, "
+                '{"id": 0, "class": null, "fps": 12.0, ...}; repair it, or remove the file'
+            ) from None
+    return found
 
 
 def sample_files(config: SetEvaluation, preset: Preset, folder: Path, rate: float | None) -> Files:
@@ -135,15 +162,13 @@ def sample_files(config: SetEvaluation, preset: Preset, folder: Path, rate: floa
     return Files(clips, [Window(i, row.start) for i, row in enumerate(rows)], fit, rate, f"samples, {folder.name}")
 
 
-def real_side(
-    config: SetEvaluation, preset: Preset, size: int, frames: int, stride: int, fps: float, split: str = ""
-) -> Files:
+def real_side(config: SetEvaluation, preset: Preset, size: int, frames: int, stride: int, fps: float) -> Files:
     """Clips of the real videos, as many as the preset asks for and there are."""
     policy = ClipPolicy(
         frames=frames,
         stride=stride,
         size=size,
-        split=split or config.split,
+        split=config.split,
         holdout=config.holdout,
         fps=fps,
         short=config.short,
@@ -152,19 +177,29 @@ def real_side(
     fit = config.resize or "crop"
     index = open_index(config.videos, config.labels, config.subset)
     clips = Clips(index, policy, config.seed, config.cache_gib if fit == "crop" else 0.0, uncut=fit != "crop")
-    clips.say_skipped()
-    drawn = draw(clips, preset, config.per_video, config.seed)
-    return Files(clips, drawn, fit)
+    return real_files(config, clips, draw(clips, preset, config, range(preset.count)))
 
 
-def draw(clips: Clips, preset: Preset, per_video: int, seed: int) -> list[Window]:
-    """Which clips: evenly spaced ones (grid; of too many, some by seed), or random ones of each video in turn."""
+def others(config: SetEvaluation, preset: Preset, real: Files, fake: VideoSet) -> Files | None:
+    """More clips of the real videos, until there are twice as many as samples; None where there are no more."""
+    more = draw(real.clips, preset, config, range(preset.count, preset.count + 2 * fake.count - real.count))
+    return real_files(config, real.clips, more) if more else None
+
+
+def real_files(config: SetEvaluation, clips: Clips, windows: list[Window]) -> Files:
+    """These windows of the real videos."""
+    return Files(clips, windows, config.resize or "crop", subset=config.subset, per_video=config.per_video)
+
+
+def draw(clips: Clips, preset: Preset, config: SetEvaluation, places: range) -> list[Window]:
+    """The clips at these places of the draw, as far as it goes: of evenly spaced ones (grid), shuffled by seed, or of
+    random ones of each video in turn."""
     if preset.draw == "random":
-        count = min(preset.count, len(clips) * max(per_video, 1))
-        return [random_window(clips, item_at(seed, i, len(clips)), seed, i) for i in range(count)]
-    windows = clips.grid(per_video)
-    kept = torch.randperm(len(windows), generator=generator(seed, "clips"))[: preset.count]
-    return [windows[i] for i in kept.sort().values.tolist()]
+        count, seed = len(clips) * config.per_video, config.seed
+        return [random_window(clips, item_at(seed, i, len(clips)), seed, i) for i in places if i < count]
+    windows = clips.grid(config.per_video)
+    order = torch.randperm(len(windows), generator=generator(config.seed, "clips"))
+    return [windows[i] for i in order[places.start : places.stop].sort().values.tolist()]
 
 
 def random_window(clips: Clips, row_index: int, seed: int, number: int) -> Window:
@@ -181,8 +216,8 @@ def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int,
         return 1, config.fps * preset.rate
     stride = preset.stride_real
     if stride is None:
-        rates = sorted(row.fps for row in open_index(config.videos, config.labels, config.subset).ok)
-        ratio = rates[len(rates) // 2] * preset.rate / fake.rates[0] if fake.rates else preset.rate
+        rates = [row.fps for row in open_index(config.videos, config.labels, config.subset).ok]
+        ratio = median_high(rates) * preset.rate / fake.rates[0] if fake.rates else preset.rate
         stride = max(preset.rate, round(ratio))
     if stride % preset.rate:
         raise UserError(
@@ -192,15 +227,35 @@ def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int,
 
 
 def require_same_rate(config: SetEvaluation, preset: Preset, real: VideoSet, fake: VideoSet) -> None:
-    """Refuses real clips that play at another rate than the samples (by more than a twentieth)."""
+    """Refuses samples of different rates, and real clips that play at another rate than the samples.
+
+    By stride the usual real clip may be off by a twentieth, a single one, which is named, by a quarter.
+    """
     if not (real.rates and fake.rates):
         return
-    slowest, fastest = real.rates
-    tolerance = FPS_TOLERANCE if real.fps else 0.05
-    if (1 - tolerance) * slowest <= fake.rates[0] and fake.rates[1] <= (1 + tolerance) * fastest:
+    rate = median_high(pace for pace in fake.paces if pace)
+    if odd := first_off(fake, rate, SAME):
+        raise UserError(f"samples: {odd[0]} plays at {odd[1]:.4g} fps, others at {rate:.4g}: a set has one rate")
+    usual, (slowest, fastest) = median_high(pace for pace in real.paces if pace), real.rates
+    odd = first_off(real, rate, FPS_TOLERANCE if real.fps else MIXED)
+    if not odd and abs(usual / rate - 1) <= SAME:
         return
-    play = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
-    asked = f"fps={config.fps:g}" if config.fps else f"stride={preset.rate * (real.stride or 1)}"
-    better = max(1, round((real.stride or 1) * fastest / fake.rates[0])) * preset.rate
-    advice = "" if config.fps else f"; give the stride of the latent store, about {better}"
-    raise UserError(f"{asked}: real clips play at {play} fps then, samples at {fake.rates[0]:.4g}{advice}")
+    source, pace = odd or first_off(real, rate, SAME)
+    play = f"real clips play at {usual:.4g} fps" if slowest == fastest else f"{source} plays at {pace:.4g} fps"
+    stride = preset.rate * (real.stride or 1)
+    better = max(1, round((real.stride or 1) * usual / rate)) * preset.rate
+    if config.fps:
+        raise UserError(f"fps={config.fps:g}: {play} then, samples at {rate:.4g}")
+    if abs(usual / rate - 1) <= SAME:
+        advice = "leave it out, or set fps to take all at one rate"
+    elif better == stride:
+        advice = "no whole stride comes nearer; fps takes each video at a stride of its own, where one is exact"
+    else:
+        advice = f"give the stride of the latent store, about {better}"
+    raise UserError(f"stride={stride}: {play} then, samples at {rate:.4g}; {advice}")
+
+
+def first_off(videos: VideoSet, rate: float, tolerance: float) -> tuple[str, float] | None:
+    """The first clip that does not play at `rate`, and its own."""
+    paces = zip(videos.sources, videos.paces, strict=True)
+    return next(((name, pace) for name, pace in paces if pace and abs(pace / rate - 1) > tolerance), None)

@@ -5,21 +5,21 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import lvdm
 from lvdm.accelerator import device
 from lvdm.config import defaults, to_dict
 from lvdm.cost import parameters
 from lvdm.files import write_text
 from lvdm.media import to_uint8, write_mp4
+from lvdm.metrics.features import FeatureExtractor
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.report import Page, Player
 from sample.measure import scores, sets
-from sample.measure.evaluate import Table, networks, set_tables
+from sample.measure.evaluate import Table, set_tables
 from sample.measure.scores import Scores
 from sample.measure.sets import Files, Reconstructed
 from sample.zoo import by, factors, paper
@@ -82,22 +82,27 @@ def scored(model: VideoVAE, videos: Files, metrics: Sequence[str], batch: int, p
     return Scores(**json.loads(path.read_text()))
 
 
-def rfvd(name: str, model: VideoVAE, videos: Files, features: str, batch: int) -> Table:
-    """FVD of reconstructions against their own originals, with its interval and its floor, in a row called `name`."""
+def rfvd(name: str, model: VideoVAE, videos: Files, network: FeatureExtractor, batch: int) -> Table:
+    """FVD of reconstructions against their own originals, with its interval, in a row called `name`."""
     protocol = preset("rfvd")
-    if features and features != protocol.features:
-        protocol = replace(protocol, features=features, name=f"{protocol.name}, changed: features")
+    if network.name != protocol.features:
+        protocol = replace(protocol, features=network.name, name=f"{protocol.name}, changed: features")
     both = videos, Reconstructed(videos, model.to(device()))
-    return set_tables(sets.measure(*both, protocol, ["fvd"], networks({}), batch), name)[0]
+    return set_tables(sets.measure(*both, protocol, ["fvd"], lambda _: network, batch), name)[0]
+
+
+def lacking(videos: Files, network: FeatureExtractor) -> str:
+    """What these clips lack for a distance of sets; "" where they lack nothing."""
+    if videos.frames < network.min_frames:
+        return f"frames={videos.frames}: {network.name} needs at least {network.min_frames}"
+    return "" if videos.count > 1 else "a distance of sets needs at least 2 clips, here is 1; see per_video"
 
 
 def show_table(page: Page, table: Table) -> None:
-    page.table(table.header, table.rows, table.title, Protocol(**table.protocol).describe(), table.note)
-
-
-def good_end(metric: str) -> Literal["min", "max"]:
-    """Which end of a metric is the good one; `metric` may have its unit behind it."""
-    return "max" if metric.removeprefix("pooled ").startswith(("PSNR", "SSIM", "IP")) else "min"
+    """On the page; columns that nothing is known of (a floor of reconstructions) are left out."""
+    known = [i for i, cells in enumerate(zip(*table.rows, strict=True)) if any(cell is not None for cell in cells)]
+    header, *rows = ([line[i] for i in known] for line in (table.header, *table.rows))
+    page.table(header, rows, table.title, Protocol(**table.protocol).describe(), table.note)
 
 
 def mean_by_frame(found: Scores, metric: str) -> list[tuple[float, float]]:
@@ -126,10 +131,6 @@ def command(verb: str, config: Any) -> str:
 
 def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def versions(commit: str) -> str:
-    return f"lvdm {lvdm.__version__} ({commit}), torch {torch.__version__}"
 
 
 def labels(specs: Iterable[str]) -> list[str]:

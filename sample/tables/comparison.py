@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import lvdm
 import vae
 from lvdm import config as configs
 from lvdm.cost import parameters
@@ -20,14 +18,16 @@ from lvdm.data.index import open_index
 from lvdm.files import write_text
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.run import read_log
+from sample.measure.figures import ENOUGH_VIDEOS, SPREAD, around, best_of, between, versions
 from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips, read
 from sample.plan import Plan
 from sample.tables.blocks import Block, Chart, Facts, Grid, Text, html, markdown
 from sample.tables.configs import Reproduce
 from sample.tables.distances import Distance, distances, generated, grids, trainings
-from sample.tables.ordering import SPREAD, best_of, order
-from sample.tables.reproduce import Model, Table, left_out
+from sample.tables.ordering import order
+from sample.tables.reproduce import Model, left_out
 from sample.tables.showing import side_by_side
+from sample.tables.table import Table
 from sample.zoo import factors
 from train.configs import TrainVAE
 
@@ -36,6 +36,7 @@ FRAMES = {
     "PSNR (dB)": ("PSNR", ALL, "PSNR"),
     "SSIM": ("SSIM", ALL, "SSIM"),
     "LPIPS": ("LPIPS", ALL, "LPIPS"),
+    "LPIPS (spatial)": ("LPIPS (spatial)", ALL, "LPIPS"),
     "flicker": ("flicker", ALL, ""),
     "PSNR, first frame": ("PSNR", FIRST, ""),
 }
@@ -54,9 +55,8 @@ COLUMNS = {
         "PSNR, even frames": ("PSNR", EVEN, ""),
     },
 }
-"""What is shown of each kind of measurement: a metric, the frames it is taken over, and what the paper calls it."""
-ENOUGH_VIDEOS = 6
-"""Of fewer, all have one sign by chance more often than one time in twenty: 2 / 2^5."""
+"""What is shown of each kind of measurement, where it was measured: a metric, the frames it is taken over, and what the
+paper calls it."""
 NOT_SHOWN = (
     "The paper's absolute values: other videos, other sizes, other numbers of samples. Compare differences and orders, "
     "never values of one table with those of the other.",
@@ -73,11 +73,12 @@ class Row:
     arm: str
     metric: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    """Of the interval, which one video alone has not."""
+    high: float | None
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
     paper: float | None
     paper_difference: float | None
     seeds: list[float]
@@ -90,9 +91,10 @@ class Row:
     def clear(self) -> bool:
         """Whether the interval of the difference leaves out 0 and the difference of every seed has its sign, of enough
         videos and seeds to say so."""
+        if self.videos < ENOUGH_VIDEOS or len(self.seed_differences) < 2:
+            return False
         sign = (self.difference_low > 0) - (self.difference_high < 0)
-        enough = self.videos >= ENOUGH_VIDEOS and len(self.seed_differences) > 1
-        return enough and sign != 0 and all(sign * difference > 0 for difference in self.seed_differences)
+        return sign != 0 and all(sign * difference > 0 for difference in self.seed_differences)
 
 
 def write(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Model, Measure]]) -> Path:
@@ -129,7 +131,7 @@ def rows_of(table: Table, scores: dict[str, list[dict[int, Scores]]]) -> list[Ro
         by_arm = {name: [run[frames] for run in runs] for name, runs in scores.items()}
         require_same(Protocol(**s.protocol) for runs in by_arm.values() for s in runs)
         sources = by_arm[arms[0].name][0].sources
-        for column, (metric, part, papers) in COLUMNS[table.what].items():
+        for column, (metric, part, papers) in columns_of(table, by_arm[arms[0].name][0]).items():
             base = of_clips(by_arm[arms[0].name], "model", metric, part)
             for arm in arms:
                 values = of_clips(by_arm[arm.name], "model", metric, part)
@@ -152,15 +154,9 @@ def rows_of(table: Table, scores: dict[str, list[dict[int, Scores]]]) -> list[Ro
     return rows
 
 
-def around(mean: float, low: float, high: float) -> str:
-    """A number with half of its interval: "24.53 ± 0.61"."""
-    digits = 2 if abs(mean) >= 1 else 4
-    return f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
-
-
-def between(mean: float, low: float, high: float) -> str:
-    """A difference with its interval: "+0.117 [+0.037, +0.198]"."""
-    return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
+def columns_of(table: Table, measured: Scores) -> dict[str, tuple[str, slice, str]]:
+    """The columns of a table whose metric was measured."""
+    return {name: column for name, column in COLUMNS[table.what].items() if column[0] in measured.values["model"]}
 
 
 def by_frame(runs: list[Scores], metric: str) -> list[tuple[float, float]]:
@@ -264,7 +260,7 @@ def models(table: Table) -> Iterator[Grid]:
 
 def not_shown(config: Reproduce, table: Table) -> Text:
     """What the runs do not show, arms that are not there among it."""
-    absent = [f"{name}, left out; to have it: `{how}`." for name, how in left_out(config, table).items()]
+    absent = [f"{name}, left out; {how}." for name, how in left_out(config, table).items()]
     return Text("What these runs do not show", [*NOT_SHOWN, *table.shows_not, *absent])
 
 
@@ -282,7 +278,8 @@ def learning(measured: list[tuple[Model, Measure]]) -> Iterator[Block]:
 
 def ours(table: Table, rows: list[Row], reference: Scores) -> Grid:
     """The numbers at one length, each with its interval; below them what needs no training, or less of it."""
-    columns, name = COLUMNS[table.what], REFERENCES["refinement" if table.what == "refinement" else "reconstruction"]
+    name = REFERENCES["refinement" if table.what == "refinement" else "reconstruction"]
+    columns = columns_of(table, reference)
     header, cells = ["", *columns], []
     for arm in dict.fromkeys(row.arm for row in rows):
         cells.append([arm, *(around(r.mean, r.low, r.high) for r in rows if r.arm == arm)])
@@ -309,7 +306,8 @@ def differences(table: Table, rows: list[Row]) -> Grid:
     header, cells = ["", "clear"], [[name] for name in others]
     for line in cells:
         line.append(", ".join(r.metric for r in rows if r.arm == line[0] and r.clear) or "nothing")
-    for metric in COLUMNS[table.what]:
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    for metric in metrics:
         mine = {row.arm: row for row in rows if row.metric == metric}
         with_paper = any(row.paper_difference is not None for row in mine.values())
         header += [metric, f"{metric}, paper"] if with_paper else [metric]
@@ -319,7 +317,7 @@ def differences(table: Table, rows: list[Row]) -> Grid:
             if with_paper:
                 line.append(None if row.paper_difference is None else f"{row.paper_difference:+.4g}")
     orders = []
-    for metric in COLUMNS[table.what]:
+    for metric in metrics:
         mine = [row for row in rows if row.metric == metric]
         orders.append(order(metric, {row.arm: row.mean for row in mine}, {row.arm: row.paper for row in mine}))
     note = (
@@ -342,23 +340,13 @@ def facts_of(config: Reproduce, plan: Plan, measured: list[tuple[Model, Measure]
         held = f"{len(index.ok)} videos in {index.root.name} ({index.hash()[:8]})"
     return {
         "device": f"{device} ({platform.processor() or platform.machine()})",
-        "versions": f"lvdm {lvdm.__version__} ({commit()}), torch {torch.__version__}",
+        "versions": versions(),
         "trained on": f"{len(trained.ok)} videos in {trained.root.name} ({trained.hash()[:8]})",
         "measured on": held,
         "seeds": seeds,
         "time of the steps": f"{sum(plan.seconds().values()):.0f} s",
         "command": f"lvdm reproduce {config.table}{given} scale={config.scale} seeds={seeds} out={config.out}",
     }
-
-
-def commit() -> str:
-    """The commit of this checkout, with + where files differ from it."""
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return "no git"
-    return f"commit {done.stdout.strip()}" if done.returncode == 0 else "no checkout"
 
 
 def csv_of(lines: list[dict[str, object]]) -> str:

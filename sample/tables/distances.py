@@ -9,11 +9,13 @@ from lvdm.report import Player
 from lvdm.run import finished, read_log
 from sample.measure.evaluate import Table as Measured
 from sample.measure.evaluate import read_results
+from sample.measure.figures import best_of
 from sample.plan import Step
 from sample.tables.blocks import Block, Chart, Clips, Grid
 from sample.tables.configs import Reproduce
-from sample.tables.ordering import best_of, order
-from sample.tables.reproduce import Model, Table, chains_of, models_of
+from sample.tables.ordering import order
+from sample.tables.reproduce import Model, chains_of, models_of
+from sample.tables.table import Table
 
 SHOWN = 2
 """Samples of a page, each of all models."""

@@ -2,33 +2,24 @@
 
 from itertools import combinations
 
-SPREAD = "SSIM, largest difference"
-"""Between positions in a group."""
+from sample.measure.figures import good_end
 
 
 def order(metric: str, ours: dict[str, float], papers: dict[str, float | None]) -> str:
     """The models by one metric, best first; beside them those of the paper, where it has that metric of two or
-    more, and how many pairs stand alike in both."""
-    up = best_of([metric]).get(metric) == "max"
+    more, and how many pairs stand alike in both, of those that are not level in one."""
+    up = good_end(metric) == "max"
     said = f"{metric}, ours: {ranked(ours, up)}"
     known = {name: value for name, value in papers.items() if value is not None}
     if len(known) < 2:
         return f"{said}."
-    pairs = list(combinations(known, 2))
-    alike = sum((ours[a] - ours[b]) * (known[a] - known[b]) > 0 for a, b in pairs)
-    return f"{said}; the paper's: {ranked(known, up)} ({alike} of {len(pairs)} pairs alike)."
+    pairs = [(ours[a] - ours[b]) * (known[a] - known[b]) for a, b in combinations(known, 2)]
+    apart = [pair for pair in pairs if pair]
+    alike = sum(pair > 0 for pair in apart)
+    return f"{said}; the paper's: {ranked(known, up)} ({alike} of {len(apart)} pairs alike)."
 
 
 def ranked(values: dict[str, float], up: bool) -> str:
-    """Names, best first."""
-    return ", then ".join(sorted(values, key=values.__getitem__, reverse=up))
-
-
-def best_of(columns: list[str]) -> dict[str, str]:
-    """Which end of each column is the good one, of those that have one."""
-    ends = {}
-    for name in columns:
-        if not name.startswith(("parameters", "compression")):
-            largest = name.startswith(("PSNR", "SSIM", "IS")) or "it/s" in name
-            ends[name] = "max" if largest and name != SPREAD else "min"
-    return ends
+    """Names, best first, those that are level with = between."""
+    places = sorted(set(values.values()), reverse=up)
+    return ", then ".join(" = ".join(name for name, value in values.items() if value == place) for place in places)

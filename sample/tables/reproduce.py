@@ -2,27 +2,27 @@
 
 A table is a YAML file in configs/tables: its models ("arms") with recipe and changed keys, what the paper says of them,
 what follows each model (its latents, transformer, samples), and what every scale changes. Printing the plan of a table
-needs neither videos nor torch.
+needs neither videos nor torch. Several GPUs: accelerate launch -m sample.tables.reproduce TABLE ..., same keys.
 """
 
 import dataclasses
-import re
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvdm import config as configs
 from lvdm.cli import program
-from lvdm.config import choice
-from lvdm.errors import UserError, nearest
+from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from sample.plan import Plan, Step
 from sample.tables.configs import Reproduce
 from sample.tables.estimate import disk, seconds, start
+from sample.tables.table import Arm, Stage, Table, key_of, load_table
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from lvdm.data.clips import ClipPolicy
     from sample.measure.scores import Measure
     from sample.tables.timing import Timing
@@ -30,169 +30,6 @@ if TYPE_CHECKING:
 
 HOLDOUT = 0.2
 """The part of each shot that is measured on, where there is no folder for that."""
-KINDS = ("reconstruction", "positions", "refinement", "generation", "speed")
-
-
-@dataclass
-class Stage:
-    """A program of a plan: what all models need first, or what follows each of them."""
-
-    name: str = ""
-    """Its folder."""
-    verb: str = ""
-    """The verb of the command line."""
-    config: str = ""
-    """Its recipe."""
-    set: dict[str, Any] = field(default_factory=dict)
-    """Keys that override the recipe. In a chain {vae} is the model, {latents} the folder of the stage of that name,
-    {recipe} and {labels} are the dataset's, and {c3d} what was given as such; without it there is no such stage."""
-
-
-@dataclass
-class Arm:
-    """One model of a table."""
-
-    name: str = ""
-    """As the table calls it: its key."""
-    config: str = ""
-    """Its recipe; empty where this project cannot train it."""
-    set: dict[str, Any] = field(default_factory=dict)
-    """Keys that override the recipe; those of the measurement where `vae` names a model."""
-    vae: str = ""
-    """A model that a stage has trained, in the place of a training of its own."""
-    weights: str = ""
-    """Where its published weights are, which given.ARM may name."""
-    paper: dict[str, float] = field(default_factory=dict)
-    """The paper's own numbers, by metric."""
-
-    @property
-    def folder(self) -> str:
-        return slug(self.name)
-
-
-@dataclass
-class Dataset:
-    """Videos that the models of a table generate."""
-
-    title: str = ""
-    """As the paper calls it."""
-    labels: str = "none"
-    """Where its classes are: auto, or none for unconditional models."""
-    recipe: str = "dit/sky.yaml"
-    """The recipe of its transformer."""
-    videos: int = 0
-    """How many the published set has, for the estimate."""
-
-
-@dataclass
-class Scale:
-    """How much is trained and measured."""
-
-    note: str = ""
-    """What may be expected of it."""
-    seeds: int = 1
-    """Trainings of each model."""
-    published: bool = False
-    """Models with published weights are not trained, but given."""
-    width: int = 128
-    """Channels of the models' first level."""
-    frames: list[int] = field(default_factory=lambda: [17])
-    """Lengths of the clips that are measured."""
-    size: int = 128
-    """Their height and width."""
-    aspect: float = 1.0
-    """Width by height, of what is timed."""
-    per_video: int = 1
-    """Clips a video."""
-    batch: int = 4
-    """Clips at a time."""
-    rounds: int = 5
-    """How often everything is timed, in turn."""
-    precision: str = "bf16"
-    """What is timed in: fp32, bf16 or fp16."""
-    set: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Keys that override recipes: by verb, then by the registry's name of the model, then by the name of a stage,
-    arm or dataset; null takes a key back."""
-
-
-@dataclass
-class Table:
-    """One table of a paper."""
-
-    out: str = ""
-    """The folder of all, for stages to refer to."""
-    title: str = ""
-    """Paper, number, subject."""
-    says: str = ""
-    """What the paper finds."""
-    protocol: str = ""
-    """How the paper measured, and why its numbers are not comparable with ours."""
-    shows_not: list[str] = field(default_factory=list)
-    """What our runs do not show, besides what `lvdm reproduce` says of every table."""
-    verb: str = "train vae"
-    """The program that trains the models."""
-    what: str = "reconstruction"
-    """What is measured: reconstruction; positions (the same by position in the group of frames that a latent holds);
-    refinement, of UniVAEs with a D2; generation, by transformers on the models' latents; or speed, of fresh models."""
-    works: list[str] = field(default_factory=list)
-    """What is timed: encode, decode, refine or step, a training step of `transformer` on the latents."""
-    transformer: dict[str, Any] = field(default_factory=dict)
-    """Keys of lvdm bench dit for that step."""
-    steps: list[Stage] = field(default_factory=list)
-    """What all models need first."""
-    arms: dict[str, Arm] = field(default_factory=dict)
-    """The models; differences are taken from the first."""
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-    """What is generated, each with a chain of its own."""
-    chain: list[Stage] = field(default_factory=list)
-    """What follows each model, for each dataset."""
-    scales: dict[str, Scale] = field(default_factory=dict)
-    """tiny, small and paper."""
-
-    def __post_init__(self) -> None:
-        choice(self, "verb", ("train vae", "train refine"))
-        choice(self, "what", KINDS)
-        for name, arm in self.arms.items():
-            arm.name = name
-        folders = [arm.folder for arm in self.arms.values()] + [stage.name for stage in self.steps]
-        if len(set(folders)) < len(folders):
-            raise UserError(f"arms: expected names that differ in letters or digits, got folders {', '.join(folders)}")
-
-
-def slug(name: str) -> str:
-    """A name as a folder, and with _ for - as a key."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def key_of(name: str) -> str:
-    """What given. and sets. call it."""
-    return slug(name).replace("-", "_")
-
-
-def load_table(config: Reproduce) -> Table:
-    """The table that `config` names."""
-    known = sorted(path.stem for path in (configs.configs_root() / "tables").glob("*.yaml"))
-    if config.table not in known and not config.table.endswith(".yaml"):
-        close = nearest(config.table, known)
-        raise UserError(f"table={config.table!r}: expected one of {', '.join(known)}, or a .yaml file{close}")
-    recipe = f"tables/{config.table}.yaml" if config.table in known else config.table
-    table = configs.load(Table, recipe, {"out": config.out})
-    if not table.arms or config.scale not in table.scales:
-        raise UserError(f"{recipe}: expected arms and scales.{config.scale}")
-    models = [] if table.what == "speed" else [*table.arms, *(stage.name for stage in table.steps)]
-    refuse_unknown("given", config.given, models)
-    refuse_unknown("sets", config.sets, [*table.datasets])
-    return table
-
-
-def refuse_unknown(key: str, given: dict[str, str], names: list[str]) -> None:
-    """A UserError where `given` names what the table does not have."""
-    known = [key_of(name) for name in names]
-    for name in given:
-        if key_of(name) not in known:
-            takes = f"expected {key}. with one of {', '.join(known)}" if known else "this table has none"
-            raise UserError(f"{key}.{name}: {takes}{nearest(key_of(name), known)}")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The plan
@@ -238,12 +75,12 @@ def models_of(config: Reproduce, table: Table) -> list[Model]:
 
 
 def left_out(config: Reproduce, table: Table) -> dict[str, str]:
-    """The arms that cannot be had here, and how to have them."""
+    """The arms that cannot be had here, and why, or how to have them."""
     had = {model.arm.name for model in models_of(config, table)}
+    absent = {name: arm for name, arm in table.arms.items() if name not in had}
     return {
-        name: f"given.{key_of(name)}=WEIGHTS ({arm.weights or 'a trained one'})"
-        for name, arm in table.arms.items()
-        if name not in had
+        name: f"to have it: given.{key_of(name)}=WEIGHTS ({arm.weights})" if arm.built else "not built here"
+        for name, arm in absent.items()
     }
 
 
@@ -262,10 +99,9 @@ def plan_of(config: Reproduce, table: Table) -> Plan:
     scale, models = table.scales[config.scale], models_of(config, table)
     data = {"videos": config.videos, "labels": "none", "holdout": 0.0 if config.val else HOLDOUT}
     steps = []
-    for stage in table.steps:
-        if not given_of(config, stage.name):
-            keys = data | {"out": f"{config.out}/{stage.name}", "seed": 0}
-            steps.append(step_of(config, table, stage, stage.verb, stage.name, keys))
+    for stage in stages_of(config, table, models):
+        keys = data | {"out": f"{config.out}/{stage.name}", "seed": 0}
+        steps.append(step_of(config, table, stage, stage.verb, stage.name, keys))
     for model in models:
         if model.trained:
             name = f"{model.arm.name}, seed {model.seed}" if model.seed else model.arm.name
@@ -275,6 +111,18 @@ def plan_of(config: Reproduce, table: Table) -> Plan:
         step.cost = start(step.verb) + seconds(step.verb, step.resolve(), scale.width)
     steps += [step for model in models for _, step in chains_of(config, table, model)]
     return Plan(config.out, steps)
+
+
+def stages_of(config: Reproduce, table: Table, models: list[Model]) -> list[Stage]:
+    """The stages that the models begin with, in order: those that are not given, and that something refers to."""
+    used = [model.vae for model in models]
+    used += [value for model in models if model.trained for value in model.arm.set.values()]
+    stages: list[Stage] = []
+    for stage in reversed(table.steps):
+        if f"{table.out}/{stage.name}" in used and not given_of(config, stage.name):
+            stages.insert(0, stage)
+            used += stage.set.values()
+    return stages
 
 
 def step_of(
@@ -303,11 +151,12 @@ def chains_of(config: Reproduce, table: Table, model: Model) -> Iterator[tuple[s
     """(dataset, step) of all that follows a model."""
     width = table.scales[config.scale].width
     for name, data in table.datasets.items():
-        places = {"vae": model.vae, "recipe": data.recipe, "labels": data.labels, "c3d": config.c3d}
+        c3d = config.c3d if data.inception else ""
+        places = {"vae": model.vae, "recipe": data.recipe, "labels": data.labels, "c3d": c3d}
         keys = {"videos": folder_of(config, name), "seed": model.seed}
         before: dict[str, Any] = {}
         for stage in table.chain:
-            if "{c3d}" in stage.set.values() and not config.c3d:
+            if "{c3d}" in stage.set.values() and not c3d:
                 continue
             places[stage.name] = f"{config.out}/{model.folder}-{name}-{stage.name}"
             filled = dataclasses.replace(
@@ -332,6 +181,7 @@ def measures(config: Reproduce, table: Table) -> Iterator[tuple[Model, "Measure"
     from sample.measure.scores import Measure
 
     scale = table.scales[config.scale]
+    metrics = ["psnr", "ssim", table.lpips, "flicker"]
     for model in models_of(config, table):
         keys = {
             "vae": model.vae,
@@ -339,9 +189,11 @@ def measures(config: Reproduce, table: Table) -> Iterator[tuple[Model, "Measure"
             "videos": config.val or config.videos,
             "holdout": 0.0 if config.val else HOLDOUT,
             "frames": scale.frames,
+            "stride": scale.stride,
             "size": scale.size,
             "per_video": scale.per_video,
             "batch": scale.batch,
+            "metrics": metrics,
         }
         own = over(model.arm.set, scale.set.get(model.arm.name, {})) if model.arm.vae else {}
         yield model, Measure(out=f"{config.out}/scores/{model.folder}", **keys | own)
@@ -372,33 +224,54 @@ def timing_of(config: Reproduce, table: Table) -> "Timing":
 
 
 def run(config: Reproduce) -> Path:
-    """Trains and measures what is not finished, writes the page, and says where it is."""
-    from lvdm.data.samples import sample_videos
-    from sample.measure import scores
-    from sample.tables import comparison, speed, timing
+    """Trains and measures what is not finished, writes the page, and says where it is. Processes of a launch share
+    trainings and measurements; the first one does the rest."""
+    from lvdm import accelerator as accelerators
 
-    table = load_table(config)
-    if table.what == "speed":
-        timed = timing_of(config, table)
-        timing.run(timed)
-        page = speed.write(config, table, timed)
-    else:
-        config = dataclasses.replace(config, videos=config.videos or str(sample_videos()))
-        for name, how in left_out(config, table).items():
-            print(f"{name}: left out; to have it: {how}")
-        plan, measured = plan_of(config, table), list(measures(config, table))
-        check(config, table, plan, measured)
-        plan.run(config.table)
-        for _, measure in measured:
-            scores.run(measure)
-        page = comparison.write(config, table, plan, measured)
-    print(f"page: {page}")
+    table, accelerator = load_table(config), accelerators.make_accelerator("fp32")
+    make = timed_page if table.what == "speed" else measured_page
+    page = accelerators.agreed(make(config, table, accelerator))
+    if accelerator.is_main_process:
+        print(f"page: {page}")
+    accelerators.close(accelerator)
     return page
 
 
-def check(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Model, "Measure"]]) -> None:
-    """Refuses videos that a later step could not use, videos that have changed since the table began, and missing
-    weights, before the first step spends time."""
+def timed_page(config: Reproduce, table: Table, accelerator: "Accelerator") -> Path | None:
+    """The page of a table of speeds, which one process makes."""
+    from sample.tables import speed, timing
+
+    if not accelerator.is_main_process:
+        return None
+    timed = timing_of(config, table)
+    RunFolder(config.out, config)
+    timing.run(timed)
+    return speed.write(config, table, timed)
+
+
+def measured_page(config: Reproduce, table: Table, accelerator: "Accelerator") -> Path | None:
+    """The page of a table of trained models, in the process that writes it."""
+    from lvdm.data.samples import sample_videos
+    from sample.measure import scores
+    from sample.tables import comparison
+
+    main = accelerator.is_main_process
+    with accelerator.main_process_first():  # which fetches, and fills the cache of indexes
+        config = dataclasses.replace(config, videos=config.videos or str(sample_videos()))
+        plan, measured = plan_of(config, table), list(measures(config, table))
+        check(config, table, plan, measured, main)
+    if main:
+        for name, how in left_out(config, table).items():
+            print(f"{name}: left out; {how}")
+    plan.run(config.table, main)
+    for _, measure in measured:
+        scores.run(measure)
+    return comparison.write(config, table, plan, measured) if main else None
+
+
+def check(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Model, "Measure"]], main: bool) -> None:
+    """Refuses videos that a later step could not use, models that do not fit the table, missing weights, and videos or
+    models that have changed since the table began, before the first step spends time."""
     import vae
     from lvdm import weights
     from lvdm.data.clips import Clips
@@ -406,17 +279,22 @@ def check(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Mode
     from sample.measure.scores import clips_of
 
     if not measured:
-        give = ", ".join(left_out(config, table).values())
-        raise UserError(f"{config.table}, scale={config.scale}: no model is trained; give some: {give}")
+        absent = "; ".join(f"{name}: {how}" for name, how in left_out(config, table).items())
+        raise UserError(f"{config.table}, scale={config.scale}: no model is trained or given. {absent}")
     if config.c3d and not Path(config.c3d).is_file():
         raise UserError(f"c3d={config.c3d}: no such file; expected a C3D trained on UCF101, e.g. c3d_ucf101.pt")
-    for spec in config.given.values():
-        vae.load(spec)
+    for name, spec in config.given.items():
+        refines, measured_as = vae.load(spec).spec.refines, {key_of(m.arm.name) for m, _ in measured if not m.trained}
+        if table.what == "refinement" and key_of(name) in measured_as and not refines:
+            raise UserError(f"given.{name}={spec}: has no D2, which this table measures; give a run of train refine")
+    for begun in (*(step.resolve() for step in plan.steps), *(measure for _, measure in measured)):
+        if (Path(begun.out) / "config.yaml").is_file():
+            RunFolder(begun.out, begun, main=False)
     index, held = open_index(config.videos, "none"), clips_of(measured[0][1])
     for videos, labels, policy in dict.fromkeys((c.videos, c.labels, p) for c in configs_of(plan) for p in policies(c)):
         Clips(open_index(videos, labels), policy, seed=0)
     sets = {name: open_index(folder_of(config, name), data.labels).hash() for name, data in table.datasets.items()}
-    RunFolder(config.out, config).bind(videos=index.hash(), val=held.index.hash(), **sets)
+    RunFolder(config.out, config, main).bind(videos=index.hash(), val=held.index.hash(), **sets)
     for name in ("lpips-alex", "lpips-vgg"):
         weights.load(name)
 
@@ -458,7 +336,7 @@ def describe(config: Reproduce) -> str:
     lines = [f"{table.title}. {config.scale}: {scale.note}", plan.describe()]
     lines.append(f"{len(plan.steps) + 1}. {what} of {models} models: {scale.frames} frames of {shape}")
     if table.what != "speed":
-        lines += [f"left out: {name}; to have it: {how}" for name, how in left_out(config, table).items()]
+        lines += [f"left out: {name}; {how}" for name, how in left_out(config, table).items()]
     lines.append(
         f"{about} hours of one H200 (reckoned from the steps of published code there, not measured),"
         f" up to {gigabytes:,.1f} GB of disk"
@@ -472,4 +350,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from lvdm.accelerator import leave
+
+    leave(main())

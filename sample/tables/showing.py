@@ -25,15 +25,15 @@ def side_by_side(out: str, measured: list[tuple[Model, Measure]]) -> Iterator[Cl
     for place in sorted({0, len(windows) // 2})[:SHOWN]:
         window = windows[place]
         row, folder = clips.rows[window.row_index], Path(out) / "clips"
-        x, what = to_float(clips.read(window).video), measured[0][1].what
-        players = [shown(folder / f"{place}-original.mp4", "original", row.fps, lambda x=x: x)]
+        x, what, fps = to_float(clips.read(window).video), measured[0][1].what, row.fps / measured[0][1].stride
+        players = [shown(folder / f"{place}-original.mp4", "original", fps, lambda x=x: x)]
         if what == "refinement":
             seen = folder / f"{place}-seen.mp4"
-            players.append(shown(seen, "what the encoder sees", row.fps / 2, lambda x=x: x[:, ::2]))
+            players.append(shown(seen, "what the encoder sees", fps / 2, lambda x=x: x[:, ::2]))
         for model, measure in measured:
             if model.seed == 0:
                 path = folder / f"{place}-{model.arm.folder}.mp4"
-                players.append(shown(path, model.arm.name, row.fps, lambda x=x, m=measure: rendered(m, x)))
+                players.append(shown(path, model.arm.name, fps, lambda x=x, m=measure: rendered(m, x)))
         yield Clips(f"{Path(row.path).name}, from frame {window.start}", players)
 
 

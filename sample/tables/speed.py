@@ -7,20 +7,13 @@ from pathlib import Path
 
 from lvdm import bench
 from lvdm.bench import Row
+from sample.measure.figures import commit
 from sample.tables.blocks import Block, Facts, Grid, Text
-from sample.tables.comparison import commit, models, papers, save, warning
+from sample.tables.comparison import models, papers, save, warning
 from sample.tables.configs import Reproduce
 from sample.tables.ordering import order
-from sample.tables.reproduce import Table
-from sample.tables.timing import STEP, Timing, read
-
-FIGURES = {
-    "encode": ("encode",),
-    "decode": ("decode",),
-    "both": ("encode", "decode"),
-    "encode and step": ("encode", STEP),
-}
-"""What papers report, as sums of what is timed; a unit follows in brackets, s or it/s."""
+from sample.tables.table import FIGURES, STEP, Table
+from sample.tables.timing import Timing, read
 
 
 @dataclass

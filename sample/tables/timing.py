@@ -15,8 +15,7 @@ from lvdm.run import RunFolder
 from sample.bench import dit as bench_dit
 from sample.bench import vae as bench_vae
 from sample.bench.configs import BenchDiT
-
-STEP = "training step"
+from sample.tables.table import STEP
 
 
 @dataclass

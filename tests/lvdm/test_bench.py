@@ -4,12 +4,14 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 from lvdm import bench
 from lvdm.bench import MATMUL, Row, Work
+from lvdm.errors import UserError
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -64,6 +66,35 @@ def test_a_work_without_memory_says_so_and_the_others_go_on():
     assert rows["killed"].median is rows["killed"].tflops is rows["killed"].peak_gib is None
 
 
+def test_a_work_that_runs_out_of_memory_later_says_so_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(bench, "_peak_of_child", lambda work: 0.5)
+    turns = {"fits twice": 0, "fine": 0}
+
+    def run(name: str, fits: int) -> None:
+        turns[name] += 1
+        if turns[name] > fits:
+            raise torch.OutOfMemoryError
+
+    works = {name: Work(partial(run, name, fits)) for name, fits in (("fits twice", 2), ("fine", 9))}
+    rows = bench.time_all(works, 4, CPU)
+    assert turns == {"fits twice": 3, "fine": 5}  # the first of each is not timed
+    assert (rows["fits twice"].error, rows["fits twice"].seconds) == ("out of memory", [])
+    assert (rows["fine"].error, len(rows["fine"].seconds)) == ("", 4)
+
+
+def test_memory_that_the_system_does_not_tell_is_not_measured(monkeypatch):
+    monkeypatch.setattr(bench, "_read", lambda path: "VmRSS:\t 12 kB\n")
+    row = bench.time_all({"a": Work(lambda: None)}, 1, CPU)["a"]
+    assert row.peak_gib is None and not row.error and len(row.seconds) == 1
+
+
+def test_compiled_work_is_in_no_child_that_would_wait_for_the_compiler():
+    here = os.getpid()
+    works = {"compiled": Work(lambda: os._exit(1) if os.getpid() != here else None, compiled=True)}
+    row = bench.time_all(works, 1, CPU)["compiled"]
+    assert row.peak_gib is None and not row.error and len(row.seconds) == 1
+
+
 def test_other_errors_are_not_hidden():
     with pytest.raises(RuntimeError, match="shape"):
         bench.time_all({"a": Work(lambda: torch.ones(2).reshape(3))}, 1, CPU)
@@ -114,10 +145,17 @@ def test_product_is_counted():
 
 
 def test_models_are_named_with_their_options():
-    given = ["odvae", "odvae:variant=1:norm=frame", "diffusers:VQModel:block_out_channels=[8,8]", "runs/a"]
-    assert bench.named(given) == {
-        given[0]: ("odvae", {}),
-        given[1]: ("odvae", {"variant": 1, "norm": "frame"}),
-        given[2]: ("diffusers:VQModel", {"block_out_channels": [8, 8]}),
-        given[3]: ("runs/a", {}),
+    given = ["univae", "odvae", "odvae:variant=1:norm=frame", "diffusers:VQModel:block_out_channels=[8,8]", "runs/a"]
+    assert bench.named(given[0], {"width": 8}, given[1:]) == {
+        given[0]: ("univae", {"width": 8}),
+        given[1]: ("odvae", {}),
+        given[2]: ("odvae", {"variant": 1, "norm": "frame"}),
+        given[3]: ("diffusers:VQModel", {"block_out_channels": [8, 8]}),
+        given[4]: ("runs/a", {}),
     }
+
+
+@pytest.mark.parametrize("against", [["univae"], ["odvae", "odvae"]])
+def test_models_of_one_name_are_refused(against):
+    with pytest.raises(UserError, match=rf"against={against[-1]}: already a model of this run"):
+        bench.named("univae", {"width": 8}, against)

@@ -53,10 +53,22 @@ def test_what_is_wrong_is_returned_and_what_is_slow_or_suspicious_is_told(
     monkeypatch.setattr(conv_check, "bf16_error", lambda *case: error)
     monkeypatch.setattr(conv_check, "seconds", lambda device, dtype: slower if dtype == torch.bfloat16 else 1.0)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
-    found = conv_check.bf16_problem.__wrapped__(CUDA)
+    found = conv_check._problem.__wrapped__(0)
     assert found.startswith(problem) and bool(found) == bool(problem)
     told = capsys.readouterr().err
     assert told.startswith(line) and told.count("\n") == bool(line)
+
+
+def test_a_device_is_looked_at_once_by_whatever_name(monkeypatch):
+    looks = []
+    monkeypatch.setattr(conv_check, "bf16_error", lambda device, *case: looks.append(device) or 0.003)
+    monkeypatch.setattr(conv_check, "seconds", lambda device, dtype: 1.0)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91500)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    conv_check._problem.cache_clear()
+    assert [conv_check.bf16_problem(torch.device(name)) for name in ("cuda", "cuda:1", "cuda")] == ["", "", ""]
+    conv_check._problem.cache_clear()
+    assert looks == [torch.device("cuda", 1)] * len(conv_check.CASES)
 
 
 def test_nothing_is_looked_at_on_a_cpu(monkeypatch):

@@ -94,6 +94,7 @@ def l1(rendered) -> torch.Tensor:
     [
         ({"model": "vqgan", "model_args": {}}, "is discrete"),
         ({"frames": 6}, "frames=6: expected 4n+1, e.g. 5 or 9"),
+        ({"against": "univae"}, "against=univae: already a model of this run"),
         ({"losses": "[l2]"}, "losses=l2: expected l1, recipe or both"),
     ],
 )

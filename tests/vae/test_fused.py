@@ -81,6 +81,50 @@ def test_the_kernels_take_frames_cut_out_of_a_clip(kernels):
     check(kernels.GroupNorm.apply, whole[:, :, 1:4], 2, False, True, 1e-5)
 
 
+@pytest.mark.parametrize("view", [lambda x: x[..., 1:5], lambda x: x.transpose(3, 4), lambda x: x[:, :, :, ::2]])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_kernels_take_frames_whose_rows_do_not_join(kernels, layout, view):
+    x = view(drawn((2, 8, 3, 4, 6), layout=layout))
+    weight, bias, dy = torch.ones(8), torch.zeros(8), drawn((2, 3, *x.shape[3:], 8)).permute(0, 4, 1, 2, 3)
+    y, *statistics = kernels.forward(x, weight, bias, 2, 1e-6, True, False)
+    dx, _, _ = kernels.backward(dy, x, weight, bias, *statistics, False)
+    exact = x.double().detach().requires_grad_()
+    expected = formula(exact, weight, bias, 2, True, False)
+    torch.testing.assert_close(y.double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    (slope,) = torch.autograd.grad(expected, exact, dy.double())
+    torch.testing.assert_close(dx.double(), slope, atol=1e-5, rtol=1e-5)
+
+
+def test_only_what_kernels_cannot_count_is_copied(kernels):
+    """Layouts of 4 GiB and more, which the meta device holds none of."""
+    with torch.device("meta"):
+        clip = torch.empty(1, 128, 20, 720, 1280)
+        assert kernels._evenly(clip).stride(1) == 1  # channels 18 million numbers apart
+        assert kernels._evenly(clip[:, :, :1, :8, :1]).stride(1) == 1
+        for there in (
+            clip.contiguous(memory_format=torch.channels_last_3d),
+            clip[:, :8],
+            torch.empty(1, 1, 1, 9, 2**31),
+        ):
+            assert kernels._evenly(there) is there
+            assert kernels._pixels(there)._is_view()
+
+
+def test_offsets_of_large_frames_are_counted_in_64_bits(kernels):
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def place(out, part, sp, offsets: tl.constexpr):
+        at = tl.arange(0, 2)[:, None] * 2 + tl.arange(0, 2)[None, :]
+        tl.store(out + at, offsets(part, 1, 0, 1, 0, sp, 2, 2))
+
+    out = torch.zeros(2, 2, dtype=torch.int64)
+    place[(1, 1)](out, 2**24, 256, kernels._offsets)
+    first = 2**24 * 2 * 256
+    assert out.tolist() == [[first, first + 1], [first + 256, first + 257]]
+
+
 def test_the_look_at_the_kernels_finds_what_is_wrong(kernels, monkeypatch):
     assert fused.disagreement(torch.device("cpu")) == ""
     right = kernels.backward

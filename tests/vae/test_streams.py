@@ -1,5 +1,6 @@
 """Streams equal the whole clip whatever the pieces, hold what they need and no more, and choose their pieces."""
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -107,6 +108,26 @@ def test_in_fp32_streams_are_the_whole_clip_within_its_rounding(name):
     torch.testing.assert_close(joined(p.mean for p in ours.stream_encode([x], 1)), whole, rtol=1e-4, atol=1e-5)
     frames = ours.decode(whole).sample
     torch.testing.assert_close(joined(ours.stream_decode([whole], chunk_frames=1)), frames, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_blocks_stream_the_whole_clip():
+    ours, x, z = copy.deepcopy(model("univae")), clip(21), latents(6)
+    encoded, decoded, refined = ours.encode(x).latent_dist.mean, ours.decode(z).sample, ours.refine(z).sample
+    ours.compile_repeated_blocks(backend="eager")
+    for _ in range(2):  # whole clips between, whose graphs are compiled
+        torch.testing.assert_close(joined(p.mean for p in ours.stream_encode(cut(x, [3]), 4)), encoded, **EXACT)
+        torch.testing.assert_close(joined(ours.stream_decode(cut(z, [1]), chunk_frames=4)), decoded, **EXACT)
+        torch.testing.assert_close(joined(ours.stream_decode(cut(z, [1]), True, chunk_frames=4)), refined, **EXACT)
+        torch.testing.assert_close(ours.encode(x[:, :, :5]).latent_dist.mean, encoded[:, :, :2], **EXACT)
+
+
+def test_compiled_blocks_are_compiled_for_whole_clips_alone():
+    ours, graphs = copy.deepcopy(model("univae")), []
+    ours.compile_repeated_blocks(backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    list(ours.stream_decode([latents(3)], chunk_frames=4))
+    assert not graphs
+    ours.decode(latents(3))
+    assert graphs
 
 
 def test_how_the_frames_arrive_does_not_change_a_bit():
@@ -218,7 +239,7 @@ def test_a_stream_closed_early_lets_go_of_everything(work, monkeypatch):
 @pytest.mark.parametrize("work", ["encode", "decode", "refine"])
 def test_the_peak_of_tensors_does_not_depend_on_the_length(work):
     ours, peaks = memory.without_weights(model("univae", torch.float32)), []
-    for count in (17, 49):
+    for count in (33, 257):
         like = torch.empty(1, 3, 8, 64, 64) if work == "encode" else torch.empty(1, 4, 1, 8, 8)
         pieces = (like.to("meta") for _ in range(count // 8 if work == "encode" else count // 4))
         with memory.PeakBytes() as peak:
@@ -233,25 +254,31 @@ def test_the_peak_of_tensors_does_not_depend_on_the_length(work):
 
 
 FLAT = """
-import resource, torch, vae
+import itertools, resource, torch, vae
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = vae.build("univae", width=8, blocks=1).eval()
-for frames in (33, 257):
-    video = (torch.rand(1, 3, 16, 32, 32) for _ in range(frames // 16 + 1))
-    latents = (posterior.mean for posterior in model.stream_encode(video, 16))
-    for _ in model.stream_decode(latents, chunk_frames=16):
+model = vae.build("univae", width=4, blocks=1, refine=True).eval()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak()
+for frames in (16, 128):
+    video = (torch.rand(1, 3, 8, 96, 96) for _ in range(frames // 8))
+    video = itertools.chain(video, [torch.rand(1, 3, 1, 96, 96)])
+    latents = (posterior.mean for posterior in model.stream_encode(video, 8))
+    for _ in model.stream_decode(latents, refine=True, chunk_frames=8):
         pass
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
 def test_the_memory_of_the_process_is_flat():
-    """Its peak after 33 frames, and after 257 more, through E and D1: within 5 %."""
+    """Its peak over what it had before the first frame, after 33 frames are rendered, and 257 more: within 15 %."""
     run = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, check=True, timeout=300)
     short, long = map(int, run.stdout.split())
-    assert long < 1.05 * short
+    assert 0 < long < 1.15 * short
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from lvdm.data.arrays import rate_of
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.frames import FPS, VideoInfo
-from lvdm.data.index import build_index
+from lvdm.data.index import build_index, open_index
 from lvdm.data.reader import Unreadable, iter_frames, probe, read_frames
 from lvdm.media import write_video
 
@@ -45,6 +45,15 @@ def test_the_rate_is_that_of_the_json_beside_it(tmp_path):
             probe(tmp_path / "a.npy")
 
 
+def test_a_rate_that_changes_is_seen_by_the_index(tmp_path):
+    np.save(tmp_path / "a.npy", noise(2, 8, 8, 3))
+    rates = []
+    for write in (lambda: None, lambda: (tmp_path / "a.json").write_text('{"fps": 50}'), (tmp_path / "a.json").unlink):
+        write()
+        rates.append(open_index(tmp_path, cache=tmp_path / "index", workers=1).ok[0].fps)
+    assert rates == [FPS, 50, FPS]
+
+
 def test_an_index_finds_arrays_and_clips_come_out_of_them(tmp_path):
     video = noise(12, 16, 24, 3)
     write_video(tmp_path / "a.npy", video, 24)
@@ -65,6 +74,8 @@ class Bomb:
 WRONG = {
     "floats": (np.zeros((2, 8, 8, 3), np.float32), "it holds float32 (2, 8, 8, 3)"),
     "nan": (np.full((2, 8, 8, 3), np.nan, np.float32), "NaN or infinity among it"),
+    "infinity in a row": (np.array([0, 1, -np.inf]), "it holds float64 (3,), NaN or infinity among it"),
+    "a row": (np.zeros(0), "it holds float64 (0,)"),
     "grey": (noise(2, 8, 8), "it holds uint8 (2, 8, 8)"),
     "alpha": (noise(2, 8, 8, 4), "it holds uint8 (2, 8, 8, 4)"),
     "empty": (noise(0, 8, 8, 3), "holds no frame"),

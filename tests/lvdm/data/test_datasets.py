@@ -124,6 +124,25 @@ def test_what_cannot_be_opened(tmp_path, videos, labels, subset, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_dataset_is_found_by_its_name(tmp_path, monkeypatch):
+    data = tree(tmp_path / "data", "UCF-101/UCF-101/A/v_A_g01_c01.avi", "sky_timelapse/sky_test/a/a_1/0.jpg")
+    tree(data, "My_Clips/1.mp4", "my-clips/2.mp4", "deep/val/3.mp4")
+    monkeypatch.setenv("LVDM_DATA", str(data))
+    for name, folder in (("ucf101", "UCF-101"), ("sky", "sky_timelapse"), ("SkyTimelapse", "sky_timelapse")):
+        assert open_dataset(name).root == data / folder
+    assert open_dataset("sky").kind == "sky" and open_dataset("ucf101", subset="all").kind == "ucf101"
+    assert (open_dataset("my-clips").root, open_dataset("deep/val").root) == (data / "my-clips", data / "deep/val")
+    with pytest.raises(UserError, match=r"videos=myclips: may be any of .*/My_Clips, .*/my-clips: give the path"):
+        open_dataset("myclips")
+    with pytest.raises(UserError, match=rf"videos=ucf: .*, or the name of one in the folder LVDM_DATA \({data}\)"):
+        open_dataset("ucf")
+    monkeypatch.chdir(tree(tmp_path / "here", "sky/4.mp4").parent / "here")
+    assert open_dataset("sky").root == tmp_path / "here" / "sky"  # a path that exists wins
+    monkeypatch.delenv("LVDM_DATA")
+    with pytest.raises(UserError, match=r"LVDM_DATA \(not set\)"):
+        open_dataset("ucf101")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # UCF101
 

@@ -129,13 +129,13 @@ def test_wrong_files_are_told_with_what_is_expected(tmp_path):
         ("c3d", "c3d_ucf101.pt"),
         ("inception", "default_1"),
     ]:
-        with pytest.raises(UserError, match=f"weights={tmp_path}/none.pt: no such file; .*{wanted}"):
+        with pytest.raises(UserError, match=rf"weights.{name}={tmp_path}/none.pt: no such file; .*{wanted}"):
             make_extractor(name, weights=f"{tmp_path}/none.pt")
-        with pytest.raises(UserError, match=f"weights={empty}: no TorchScript file; .*{wanted}"):
+        with pytest.raises(UserError, match=rf"weights.{name}={empty}: no TorchScript file; .*{wanted}"):
             make_extractor(name, weights=str(empty))
     with pytest.raises(UserError, match="its forward lacks rescale, resize, return_features"):
         make_extractor("i3d-torchscript", weights=str(toy))
-    with pytest.raises(UserError, match="weights=: no such file; features=c3d takes"):
+    with pytest.raises(UserError, match=r"weights\.c3d=: no such file; features=c3d takes .*github.com/.*sha256"):
         make_extractor("c3d")
 
 
@@ -160,9 +160,11 @@ class Flat(nn.Module):
 
 
 def test_videomae_of_another_kind_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"weights=: missing; .*MCG-NJU/videomae-base"):
+    with pytest.raises(UserError, match=r"weights\.videomae=: missing; .*MCG-NJU/videomae-base"):
         make_extractor("videomae")
-    with pytest.raises(UserError, match=f"weights={tmp_path}: .*; features=videomae takes a folder or hub id"):
+    with pytest.raises(
+        UserError, match=rf"weights\.videomae={tmp_path}: .*; features=videomae takes a folder or hub id"
+    ):
         make_extractor("videomae", weights=str(tmp_path))
 
 

@@ -54,21 +54,26 @@ def test_require_same_names_the_field():
 
 
 def test_few_clips_are_warned_of():
-    assert FVD.warning() is None
-    for few in (replace(FVD, count_fake=2047), replace(FVD, count_real=2047)):
-        assert "N = 2047" in few.warning() and "biased upwards" in few.warning()
-    assert replace(FVD, metric="psnr", count_real=8, count_fake=8).warning() is None
-    assert replace(FVD, metric="kvd", count_real=8, count_fake=8).warning() is None
+    few = [replace(FVD, count_fake=2047), replace(FVD, count_real=2047)]
+    few += [replace(one, metric=metric) for one in few for metric in ("FID", "IS")]
+    assert FVD.warning() is None and all("N = 2047" in one.warning() for one in few)
+    assert ["downwards" in one.warning() for one in few] == [one.metric == "IS" for one in few]
+    for metric in ("psnr", "KVD"):
+        assert replace(FVD, metric=metric, count_real=8, count_fake=8).warning() is None
 
 
 def test_what_an_earlier_version_wrote_reads():
-    new = {"preset", "draw", "covariance", "inputs", "fps"}
+    new = {"preset", "draw", "covariance", "inputs", "fps", "subset", "holdout", "per_video", "short", "dataset"}
     assert Protocol(**{key: value for key, value in FVD.to_dict().items() if key not in new}) == FVD
 
 
 def test_a_preset_is_printed_and_not_mixed():
     latte = replace(FVD, preset="latte", draw="random", covariance="N", inputs="fakes are mp4")
     assert latte.describe() == FVD.describe() + ", fakes are mp4, clips by random, covariance 1/N, preset latte"
+    assert ", covariance 1/(N-1), preset" in replace(latte, covariance="N-1").describe()
+    for field in ({"subset": "test01"}, {"dataset": "0a1b2c3d"}, {"holdout": 0.2}, {"per_video": 2}, {"short": "loop"}):
+        with pytest.raises(UserError, match=f"differ in {next(iter(field))}"):
+            require_same([latte, replace(latte, **field)])
     with pytest.raises(UserError, match="differ in preset: 'latte' and 'latte, changed: count'"):
         require_same([latte, replace(latte, preset="latte, changed: count")])
 
@@ -86,12 +91,15 @@ def test_what_sets_the_presets_apart():
     assert [p.name for p in PRESETS.values() if p.rate == 2] == ["univae-2x"]
     assert [p.name for p in PRESETS.values() if p.against == "originals"] == ["rfvd"]
     assert preset("odvae_81f").frames == 81
+    assert {p.name: p.split for p in PRESETS.values() if p.split} == {"fvd2048_16f": "all", "tats": "train"}
     assert {p.count for p in PRESETS.values()} == {2048} and Preset("mine", "ours").features == "i3d"
 
 
 def test_the_small_batch_takes_its_size_and_warns_at_any_count():
     assert preset("small_batch_legacy(2)").batch == 2
-    assert "not for comparison" in replace(FVD, preset="small_batch_legacy(2)").warning()
+    small = replace(FVD, metric="FVD", preset="small_batch_legacy(2)")
+    assert small.biased and "not for comparison" in small.warning()
+    assert replace(small, metric="KVD").warning() is None  # it is of all clips
     for wrong in ("small_batch_legacy", "small_batch_legacy(1)", "latt"):
         with pytest.raises(UserError, match=r"unknown preset .* known: fvd2048_16f, latte, tats, univae"):
             preset(wrong)

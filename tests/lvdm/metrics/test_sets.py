@@ -59,10 +59,22 @@ def test_a_clip_with_nan_is_named():
 
 def test_streamed_merged_and_whole_statistics_agree():
     whole = gauss(50, 6)
-    merged = whole.of(range(20)).stats()
-    merged.merge(whole.of(range(20, 50)).stats())
-    assert frechet_distance(merged, whole.stats()) == pytest.approx(0, abs=1e-12)
+    merged = FeatureSet(
+        whole.features, whole.clips, whole.sources, (whole.of(range(20)), whole.of(range(20, 50)))
+    ).stats
+    assert frechet_distance(merged, whole.stats) == pytest.approx(0, abs=1e-12)
     assert merged.count == 50
+
+
+def test_without_a_group_statistics_are_merged_and_equal_those_of_the_rows():
+    whole = gauss(23, 4, per_video=2)
+    rests = list(whole.without(5))
+    assert len(rests) == 5 and sum(23 - rest.count for rest in rests) == 23
+    assert not {*rests[0].sources} & ({*whole.sources} - {*rests[0].sources})
+    for rest in rests:
+        gathered = FeatureSet(rest.features, rest.clips, rest.sources).stats
+        torch.testing.assert_close(rest.stats.cov(), gathered.cov(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(rest.stats.mean, gathered.mean, rtol=1e-12, atol=1e-14)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,7 +84,7 @@ def test_streamed_merged_and_whole_statistics_agree():
 @pytest.mark.parametrize("n, m, dim", [(7, 5, 40), (300, 200, 3)])
 def test_frechet_takes_the_smaller_matrix_and_gives_the_same(n, m, dim):
     real, fake = gauss(n, dim), gauss(m, dim, "fake")
-    expected = frechet_distance(real.stats(), fake.stats(), "N-1")
+    expected = frechet_distance(real.stats, fake.stats, "N-1")
     assert frechet(real, fake, "N-1") == pytest.approx(expected, rel=1e-7)
 
 
@@ -179,8 +191,8 @@ def test_reconstructions_are_paired_with_their_originals():
     """A gap that is the same in every clip is certain, however the clips differ."""
     real = gauss(40, 1)
     fake = replace(real, features=real.features + 3)
-    assert interval(gap, real, fake) == pytest.approx((3, 3), abs=1e-6)
-    low, high = interval(gap, real, replace(fake, sources=[f"other {s}" for s in fake.sources]))
+    assert interval(gap, real, fake, paired=True) == pytest.approx((3, 3), abs=1e-6)
+    low, high = interval(gap, real, fake)  # equal names alone pair nothing
     assert low < 2.9 and high > 3.1
 
 

@@ -32,6 +32,15 @@ def test_table_and_json(lvdm, tmp_path, capsys):
     assert "latte-s/2" in (tmp_path / "dit.html").read_text()
 
 
+def test_what_is_compiled_is_marked(monkeypatch):
+    """Without a child on a CPU, which would wait for the processes that compile."""
+    works = {}
+    monkeypatch.setattr(bench, "time_all", lambda given, *rest: works.update(given) or {})
+    monkeypatch.setattr(bench, "report", lambda *given, **keys: None)
+    bench_dit.run(config(compile=True))
+    assert [way for (_, way), work in works.items() if work.compiled] == ["compiled", "compiled, one doubled batch"]
+
+
 def test_memory_of_a_step_is_that_of_weights_average_moments_and_gradients():
     """Five times the weights, and little more for two small latents."""
     wide = config(model_args={"depth": 2, "width": 512, "heads": 2}, batch=1)

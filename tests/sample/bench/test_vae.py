@@ -96,6 +96,7 @@ def test_refine_is_told_a_rendered_frame(lvdm, tmp_path, capsys):
         ("bench vae", [], {"frames": 5, "ways": "streams"}, "ways=streams: expected whole, stream or both"),
         ("bench vae", [], {"frames": 5, "against": "odvea"}, "did you mean 'odvae'"),
         ("bench vae", [], {"frames": 5, "against": "univae:widht=16"}, "widht"),
+        ("bench vae", [], {"frames": 5, "against": "univae"}, "against=univae: already a model of this run"),
         ("bench vae", ["sdvae"], {"frames": 5, "compile": "true"}, "AutoencoderKL has no blocks to compile"),
     ],
 )

@@ -1,7 +1,9 @@
 """The card of a VAE: its numbers are those of its clips, statistics closed forms, and it says what it leaves out."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +11,15 @@ import torch
 import vae
 from sample.measure.card import bands, nested, psnr_by_position
 from sample.measure.latent_stats import normal_curve, stats_of, stats_of_codes
+from sample.measure.views import lacking
 
 KEYS = {"size": 32, "frames": 9, "long": 30, "speed": "5", "speed_size": 16, "features": "pixels", "show": 2}
+
+
+@pytest.fixture(scope="module")
+def videos(videos, tmp_path_factory) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(videos, tmp_path_factory.mktemp("own") / "videos"))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,28 @@ def test_a_finished_card_is_left_alone_and_another_config_is_refused(card, lvdm,
     assert "different: size" in capsys.readouterr().err
 
 
+def test_other_videos_or_another_model_in_the_same_place_get_no_old_card(
+    card, lvdm, refiner, vae_of, videos, tmp_path, capsys
+):
+    left = videos / "left" / "a.mp4"
+    left.rename(tmp_path / "a.mp4")
+    assert lvdm("vae card", refiner, videos=videos, out=card, **KEYS) == 2
+    assert "its videos changed since" in capsys.readouterr().err
+    (tmp_path / "a.mp4").rename(left)
+    assert lvdm("vae card", refiner, videos=videos, out=card, **KEYS) == 0
+    model = Path(shutil.copytree(vae_of(), tmp_path / "vae"))
+    assert lvdm("vae card", model, out=tmp_path / "out", speed="[]") == 0
+    shutil.copytree(vae_of(norm="clip"), model, dirs_exist_ok=True)
+    assert lvdm("vae card", model, out=tmp_path / "out", speed="[]") == 2
+    assert "its vae changed since" in capsys.readouterr().err
+
+
+def test_what_rfvd_lacks_is_said():
+    network = SimpleNamespace(name="i3d", min_frames=9)
+    few = [lacking(SimpleNamespace(frames=f, count=n), network) for f, n in ((9, 2), (8, 2), (9, 1))]
+    assert few[:2] == ["", "frames=8: i3d needs at least 9"] and "at least 2 clips" in few[2]
+
+
 def test_a_discrete_model_shows_its_codes(lvdm, videos, tmp_path):
     vae.build("tats", **vae.registry.entry("tats").tiny).save_pretrained(tmp_path / "tats")
     keys = {**KEYS, "speed": "[]", "frames": 8, "long": 12}
@@ -73,12 +104,18 @@ def test_without_videos_the_card_says_so(lvdm, vae_of, tmp_path):
         ({"speed_size": 20}, "speed_size=20"),
         ({"videos": "/nowhere"}, "/nowhere"),
         ({"vae": "univae"}, "no published"),
+        ({"features": "pixelz"}, "unknown features 'pixelz'"),
+        ({"features": "c3d"}, "c3d"),
+        ({"weights.c3d": "c3d.pt"}, "weights.c3d: nobody takes it"),
+        ({"speed": "5,0"}, "speed=0: expected lengths of at least 1"),
+        ({"speed": "[-1]"}, "speed=-1: expected lengths of at least 1"),
     ],
 )
 def test_mistakes_are_one_line(lvdm, vae_of, videos, tmp_path, capsys, keys, message):
     assert lvdm("vae card", **{"vae": vae_of(), "videos": videos, "out": tmp_path / "out", **KEYS, **keys}) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out" / "scores.json").exists(), "said before anything is measured"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,17 @@ import pytest
 import torch
 
 import vae
+from lvdm.errors import UserError
 from lvdm.media import write_video
 from sample.measure.compare import is_generator
-from sample.measure.compare_vaes import chosen
+from sample.measure.compare_generators import classes_of, require_apart
+from sample.measure.compare_vaes import chosen, text
 from sample.measure.configs import EvaluateReconstruction
-from sample.measure.scores import label_of
-from sample.measure.views import AMPLIFY, difference, good_end, labels
+from sample.measure.evaluate import Table
+from sample.measure.figures import SPREAD, best_of, good_end
+from sample.measure.scores import Measure, clips_of, label_of
+from sample.measure.sets import Files, Reconstructed
+from sample.measure.views import AMPLIFY, difference, labels
 
 KEYS = {"size": 32, "frames": 9, "metrics": "psnr,flicker"}
 
@@ -122,6 +127,28 @@ def test_names_are_as_short_as_they_can_be():
 def test_every_metric_has_its_good_end():
     metrics = [metric for metric in EvaluateReconstruction.known if metric not in ("group", "rfvd")]
     assert {m for m in metrics if good_end(label_of(m)) == "max"} == {"psnr", "pooled_psnr", "ssim", "ip"}
+    assert best_of(["IS", "FVD", "parameters (M)", SPREAD]) == {"IS": "max", "FVD": "min", SPREAD: "min"}
+
+
+def test_models_of_equal_weights_and_other_options_are_two(lvdm, vae_of, videos, tmp_path, capsys):
+    """The norm has no weights of its own, and decides what a model draws."""
+    other = vae.build("univae", width=16, blocks=1, norm="clip")
+    other.load_state_dict(vae.load(vae_of()).state_dict())
+    other.save_pretrained(tmp_path / "other")
+    assert lvdm("compare", vae_of(), tmp_path / "other", videos=videos, out=tmp_path / "out", show=1, **KEYS) == 0
+    assert capsys.readouterr().out.count("measured now") == 2
+    (change,) = (r["difference"] for r in stored(tmp_path / "out")["results"][1:2])
+    assert change != 0 and len(list((tmp_path / "out" / "scores").iterdir())) == 2
+    clips = clips_of(Measure(videos=str(videos), frames=[9], size=32))
+    real = Files(clips, clips.grid(1))
+    keys = [Reconstructed(real, vae.load(str(spec))).key([0]) for spec in (vae_of(), tmp_path / "other", vae_of())]
+    assert keys[0] == keys[2] != keys[1], "features of one would be served for the other"
+
+
+def test_the_terminal_shows_the_distance_of_sets_too():
+    rows = [("a", 12.345, 10.0, 15.0), ("b", 9.0, None, None)]
+    said = text([], [Table("rFVD", ["", "FVD"], [list(row)], {}, "") for row in rows])
+    assert said.splitlines() == ["rFVD     a: 12.35 [10, 15]", "rFVD     b: 9"]
 
 
 def test_errors_are_grey_where_there_are_none():
@@ -176,6 +203,43 @@ def test_sets_of_different_sizes_are_refused(lvdm, generators, tmp_path, capsys)
     assert lvdm("compare", copies, fewer, videos=real, out=tmp_path / "out", features="pixels", count=4) == 0
 
 
+def test_what_cannot_be_compared_is_refused_before_anything_is_looked_at(
+    lvdm, generators, tmp_path, capsys, monkeypatch
+):
+    """Clips of other lengths, and files that lost something beside files that did not."""
+    real, copies, _ = generators
+    monkeypatch.setattr("sample.measure.compare_generators.measure", None)
+    for name, frames, suffix in (("shorter", 5, "mkv"), ("lossy", 9, "mp4")):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            write_video(tmp_path / name / f"{i:06d}.{suffix}", np.zeros((frames, 32, 32, 3), np.uint8), 12)
+    keys = {"videos": real, "features": "pixels", "out": tmp_path / "out"}
+    assert lvdm("compare", copies, tmp_path / "shorter", **keys) == 2
+    assert "shorter has 5 frames: their distances cannot be compared; set frames=5" in capsys.readouterr().err
+    assert lvdm("compare", copies, tmp_path / "lossy", **keys) == 2
+    assert "copies is kept as without loss, lossy is kept as mp4" in capsys.readouterr().err
+    assert lvdm("compare", copies, tmp_path / ".." / tmp_path.name / "lossy", tmp_path / "lossy", **keys) == 2
+    assert "lossy is the same folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a: is there twice"):
+        require_apart(["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"id": 1, "class": "a"}',
+        '{"id": 1, "class": "a", "fps": "abc"}',
+        '{"id": 1, "fps": 9}',
+        '{"class": "a", "fps": 9}',
+    ],
+)
+def test_notes_that_lack_something_are_one_line(tmp_path, line):
+    (tmp_path / "samples.jsonl").write_text(f'{{"id": 0, "class": null, "fps": 12.0}}\n{line}\n')
+    with pytest.raises(UserError, match=r"samples\.jsonl, line 2: expected what lvdm sample writes"):
+        classes_of(str(tmp_path))
+
+
 def test_samples_stand_beside_each_other_by_class(lvdm, samples, videos, tmp_path):
     other = tmp_path / "other"
     (other / "d1").mkdir(parents=True)
@@ -207,6 +271,8 @@ def test_kinds_are_told_apart(refiner, samples, videos, tmp_path):
         (["vae", "with_d2"], {}, "a D2 is measured by lvdm evaluate refinement"),
         (["vae", "videos"], {}, "compare VAEs, or generators"),
         (["vae", "other"], {"protocol": "latte"}, "protocol=latte: is for generators"),
+        (["vae", "other"], {"fps": 12}, "fps=12.0: is for generators"),
+        (["vae", "other"], {"metrics": "rfvd", "frames": 5}, "metrics=rfvd: frames=5: i3d needs at least 9"),
         (["vae", "other"], {"metrics": "fvd"}, "metrics=fvd: expected, of VAEs, some of psnr"),
         (["vae", "other"], {"size": 36}, "size=36"),
         (["vae", "other"], {"frames": 99}, "no shot is long enough"),

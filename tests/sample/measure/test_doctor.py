@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from lvdm.errors import UserError
 from lvdm.media import write_video
+from lvdm.metrics.features import PixelFeatures
+from lvdm.metrics.protocol import preset
+from lvdm.metrics.sets import FeatureSet
 from sample.measure.configs import KNOBS
-from sample.measure.doctor import HEADER, KNOB, SAYS
+from sample.measure.doctor import HEADER, KNOB, RESIZED, SAYS, Skip, Turn, attempt, row_of
 from sample.measure.evaluate import read_results
+from sample.measure.sides import Sides
 
 
 def waves(frames: int, height: int, width: int, number: int) -> np.ndarray:
@@ -83,7 +90,68 @@ def test_the_page_and_the_second_run(examined, lvdm, sides, capsys, monkeypatch)
     assert "What moves this FVD" in capsys.readouterr().out
 
 
+def doctor(lvdm, out: Path, **keys: object) -> list:
+    """The tables of a doctor of pixels."""
+    assert lvdm("fvd doctor", **{"features": "pixels", "stride": 1, "out": out, **keys}) == 0
+    return read_results(out)
+
+
+def test_a_knob_turns_reconstructions_and_their_originals_together(lvdm, sides, vae_of, tmp_path):
+    keys = {"videos": sides["videos"], "vae": vae_of(), "features": "pixels", "protocol": "rfvd", "size": 32}
+    turns = {"the first 9, not 17": {"frames": 9}, "whole frames, aspect not kept": {"resize": "whole"}}
+    turns["real stride 2, not 1"] = {"stride": 2}
+    moved, *_ = doctor(lvdm, tmp_path / "doctor", knobs="frames,resize,stride", **keys)
+    values = {row[1]: row[2] for row in moved.rows}
+    assert "Floor" not in moved.note and "rate" not in moved.note
+    for to, turned in turns.items():
+        assert lvdm("evaluate generation", **keys, **turned, out=tmp_path / to) == 0
+        assert read_results(tmp_path / to)[0].rows[0][1] == pytest.approx(values[to], rel=1e-6)
+        assert abs(values[to] - moved.rows[0][2]) > 1
+
+
+def test_what_batches_are_too_small_for_is_not_turned(lvdm, sides, tmp_path):
+    keys = {"protocol": "small_batch_legacy(3)", "knobs": "count,covariance,batches", "resize": "whole"}
+    moved, skipped = doctor(lvdm, tmp_path, **sides, **keys)
+    assert [row[1] for row in moved.rows[1:]] == ["mean over batches of 2"]
+    assert [(row[0], row[2]) for row in skipped.rows] == [
+        *(("count", "5 real clips and 4 samples are too few"),) * 2,
+        ("covariance", "that of a batch is always divided by N-1"),
+        ("batches", "fewer clips than that"),
+    ]
+
+
+def test_rates_that_nobody_states_are_named_and_crop_is_a_choice(lvdm, sides, tmp_path):
+    for name, count in (("samples", 4), ("videos", 5)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            np.save(tmp_path / name / f"{i}.npy", waves(9, 32, 32, number=i))
+    own = {name: tmp_path / name for name in ("samples", "videos")}
+    (moved,) = doctor(lvdm, tmp_path / "out", **own, knobs="resize", resize="whole")
+    assert "The real clips and the samples do not say their frame rate" in moved.note
+    assert {row[1] for row in moved.rows[1:]} == {RESIZED["crop"], RESIZED["crop_first"]}
+
+
+def test_what_fails_takes_nothing_from_the_others():
+    def fails(*_: object) -> None:
+        raise UserError("a.mp4: its frames hold NaN or infinity")
+
+    four, one = (SimpleNamespace(count=count, frames=9) for count in (4, 1))
+    sides, network = Sides(four, four, preset("univae")), PixelFeatures()
+    assert attempt(Turn("codec", "a", lambda: sides), network, lambda turn, sides: [turn.to]) == ["a"]
+    for turn in (Turn("codec", "a", lambda: sides), Turn("codec", "a", fails)):
+        assert attempt(turn, network, fails) == Skip("codec", "a", "a.mp4: its frames hold NaN or infinity")
+    few = attempt(Turn("split", "b", lambda: Sides(one, four, preset("univae"))), network, fails)
+    assert few.reason == "a set metric needs at least 2 videos a side, got 1 real and 4 samples"
+
+
+def test_there_is_no_ratio_to_nothing():
+    clips = FeatureSet(torch.eye(3), torch.arange(3), ["a", "b", "c"])
+    cells = row_of(Turn("", "", lambda: None), preset("univae"), clips, clips, 0, base=0.0)
+    assert cells[2] == cells[5] == pytest.approx(0, abs=1e-9) and cells[6] is None
+
+
 REFUSED = {
+    "weights": ({"weights.foo": "bar"}, "weights.foo: nobody takes it, features are pixels; files are for i3d-tor"),
     "knob": ({"knobs": "strid"}, "knobs=strid: expected some of stride, frames"),
     "samples": ({"samples": "/nowhere"}, "samples=/nowhere: expected the folder that lvdm sample wrote"),
     "protocol": ({"protocol": "univea"}, "unknown preset 'univea' (did you mean 'univae'?)"),

@@ -1,5 +1,6 @@
 """Every number equals a direct computation on the same clips, and goes with the protocol that made it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +15,18 @@ from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
 from lvdm.errors import UserError
 from lvdm.latents import load_latent, save_latent
-from lvdm.media import read_video, to_float
+from lvdm.media import read_video, to_float, write_video
+from lvdm.metrics import flow
 from lvdm.metrics.frames import information_preservation, pooled_psnr, psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol, require_same
 from lvdm.rng import generator
 from sample.measure import evaluate
-from sample.measure.configs import EvaluateRefinement
+from sample.measure.configs import EvaluateGeneration, EvaluateReconstruction, EvaluateRefinement, by_features
 from sample.measure.evaluate import Table, read_results
 from sample.measure.scores import interval
+from sample.measure.scores import measure as measure_frames
+from sample.measure.sets import Files
 
 SIZE = 32
 
@@ -169,6 +173,82 @@ def test_every_other_metric_of_a_reconstruction(measure, videos, vae_of):
     )
 
 
+def test_the_protocol_says_how_each_metric_becomes_a_number(measure, videos, vae_of):
+    keys = {
+        "vae": vae_of(),
+        "frames": 5,
+        "size": SIZE,
+        "videos": videos / "right",
+        "metrics": "psnr,pooled_psnr,ip,group",
+    }
+    table, by_group = measure("reconstruction", **keys)
+    assert table.protocol["estimator"] == (
+        "mean over frames, then over clips; pooled PSNR and IP of a clip at once, then mean over clips; "
+        "PSNR capped at 100 dB; posterior mean; all frames"
+    )
+    assert "PSNR" not in by_group.protocol["estimator"] and "groups of 4" in by_group.protocol["estimator"]
+    assert table.rows[0][2::2] == [None] * 3  # one video has no interval
+
+
+class Stub(SimpleNamespace):
+    """In the place of a VAE: `reconstruct` is its own."""
+
+    title, spec = "stub", SimpleNamespace(check_square=lambda size, key: None)
+
+
+def files_of(videos: Path, frames: int) -> Files:
+    clips = Clips(open_index(videos), ClipPolicy(frames, 1, SIZE, holdout=0.0), seed=0)
+    return Files(clips, clips.grid(1))
+
+
+def test_what_is_not_finite_is_named_by_clip_and_frame(videos):
+    def reconstruct(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y[-1, 1, 3, 5, 7] = torch.inf
+        return y
+
+    with pytest.raises(UserError, match=r"left/b\.mp4: the VAE makes NaN or infinity of its clip, in frame 3"):
+        measure_frames(Stub(reconstruct=reconstruct), files_of(videos, 5), [5], metrics=["psnr"], batch=2)
+
+
+def test_clips_are_read_ahead_in_one_stream(videos, monkeypatch):
+    asked, grouped = [], Files.grouped
+    monkeypatch.setattr(Files, "grouped", lambda self, *args: asked.append(args) or grouped(self, *args))
+    found = measure_frames(Stub(reconstruct=lambda x: x), files_of(videos, 5), [3, 5], metrics=["psnr"], batch=2)
+    assert asked == [([range(2), range(2, 3)], 2)]
+    assert found[5].values["model"]["PSNR"] == [[100.0] * 5] * 3
+
+
+def test_the_warping_error_of_a_translation_is_zero(tmp_path, monkeypatch):
+    texture = torch.randint(256, (SIZE, SIZE, 3), generator=generator(0), dtype=torch.uint8)
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mkv", torch.stack([texture.roll(2 * t, 1) for t in range(9)]), 24)
+
+    def raft(path: str, device: object):
+        right = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1)
+        return lambda a, b: (right if torch.equal(b, a.roll(2, 3)) else -right).expand(len(a), 2, *a.shape[2:])
+
+    (tmp_path / "raft.pth").write_bytes(b"flow")
+    monkeypatch.setattr(flow, "raft", raft)
+    keys = {"weights": {"raft": str(tmp_path / "raft.pth")}, "vae": "stub", "out": "x", "size": SIZE, "split": "all"}
+    keys |= {"videos": str(tmp_path / "videos"), "metrics": ["psnr", "warping"], "across_cuts": True, "frames": 9}
+    (table,) = evaluate.reconstruction(EvaluateReconstruction(**keys), Stub(reconstruct=lambda x: x))
+    assert table.header[3] == "warping error" and table.rows[0][3] == pytest.approx(0, abs=1e-10)
+    assert table.rows[1][3] > 1e-5  # a thumbnail's pixels do not move by two
+    sha256 = hashlib.sha256(b"flow").hexdigest()
+    assert (table.protocol["features"], table.protocol["weights_sha256"]) == ("raft", sha256)
+    model = Stub(encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mean=x)))
+    model.spec = SimpleNamespace(refines=True, check_square=lambda size, key: None)
+    model.decode = lambda z: SimpleNamespace(sample=z)
+    model.refine = lambda z: SimpleNamespace(
+        sample=torch.stack([z[:, :, i // 2].roll(2 * (i % 2), 3) for i in range(9)], 2)
+    )
+    middle, even = evaluate.refinement(EvaluateRefinement(**keys), model)
+    assert middle.rows[0][1::2] == [100, pytest.approx(0, abs=1e-10)] and middle.rows[1][3] > 0.01
+    assert middle.protocol["estimator"].endswith("middle frames only; warping error of all pairs of neighbours")
+    assert even.header[1::2] == ["PSNR (dB)"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Generation
 
@@ -245,7 +325,7 @@ def test_a_changed_key_is_seen_in_the_name_of_the_protocol(measure, samples, ref
     tables = measure("generation", **keys)
     assert [(t.protocol["metric"], t.protocol["preset"]) for t in tables] == [
         *((metric, "latte, changed: frames, stride_real") for metric in ("FVD", "KVD")),
-        *((metric, "tats, changed: frames, stride_real") for metric in ("FVD", "KVD")),
+        *((metric, "tats, changed: frames, stride_real, subset") for metric in ("FVD", "KVD")),
     ]
     assert [t.protocol["covariance"] for t in tables] == ["N", "", "N-1", ""]
     assert [t.protocol["draw"] for t in tables] == 4 * ["random"]
@@ -331,6 +411,23 @@ def test_without_d2_there_is_one_table_and_no_word_of_it(measure, samples, vae_o
 REFUSED = {
     "what": ("recon", {}, "lvdm evaluate: expected one of reconstruction, refinement, generation after it"),
     "metric": ("reconstruction", {"metrics": "psnr,sim"}, "metrics=sim: expected some of psnr, pooled_psnr, ssim"),
+    "no metric": ("reconstruction", {"metrics": "[]"}, "metrics=[]: expected some of psnr, pooled_psnr"),
+    "no set metric": ("generation", {"metrics": "[]"}, "metrics=[]: expected some of fvd, kvd"),
+    "metric twice": ("reconstruction", {"metrics": "psnr,ssim,psnr"}, "metrics=psnr,ssim,psnr: psnr is there twice"),
+    "protocol twice": ("generation", {"protocol": "latte,latte"}, "protocol=latte,latte: latte is there twice"),
+    "threads": ("reconstruction", {"threads": -3}, "threads=-3: expected at least 0"),
+    "group": ("reconstruction", {"frames": 7, "metrics": "group"}, "frames=7: group needs 4n+1, e.g. 5 or 9"),
+    "rfvd frames": ("reconstruction", {"frames": 8, "metrics": "rfvd"}, "frames=8: rfvd needs at least 9"),
+    "flicker": ("reconstruction", {"frames": 1}, "frames=1: flicker is of neighbours, so at least 2"),
+    "one refined": ("refinement", {"frames": 1}, "frames=1: flicker is of neighbours"),
+    "one refined frame": ("refinement", {"frames": 1, "metrics": "psnr"}, "refinement needs 8n+1, e.g. 9 or 17"),
+    "no flow": ("refinement", {"metrics": "warping"}, "metrics=warping: set weights.raft to torchvision's raft_small"),
+    "flow for nothing": ("reconstruction", {"weights.raft": "x"}, "weights.raft: nothing here takes it"),
+    "weights": (
+        "generation",
+        {"weights.foo": "x"},
+        "weights.foo: nobody takes it, features are i3d; files are for i3d-",
+    ),
     "metric of another": ("refinement", {"metrics": "ip"}, "metrics=ip: expected some of psnr, ssim"),
     "refinement frames": ("refinement", {"frames": 13}, "frames=13: refinement needs 8n+1, e.g. 9 or 17"),
     "no D2": ("refinement", {}, "has no refinement decoder"),
@@ -365,6 +462,22 @@ def test_a_distance_of_fewer_than_two_is_refused(left, real, lvdm, videos, sampl
     keys = {"samples": tmp_path, "videos": tmp_path / "videos", "out": tmp_path / "out", "stride": 2, "size": SIZE}
     assert lvdm("evaluate generation", vae=refiner, split="all", **keys) == 2
     assert f"needs at least 2 videos a side, got {real} real and {left} samples" in capsys.readouterr().err
+
+
+def test_rfvd_of_one_clip_is_refused_before_anything_is_measured(lvdm, videos, vae_of, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.scores, "measure", None)
+    keys = {"vae": vae_of(), "videos": videos / "right", "size": SIZE, "out": tmp_path, "metrics": "psnr,rfvd"}
+    assert lvdm("evaluate reconstruction", **keys) == 2
+    assert "metrics=rfvd: needs at least 2 clips" in capsys.readouterr().err
+
+
+def test_weights_are_known_by_the_names_of_features():
+    given = {"timm:vit_small_patch16_224": "a", "i3d_torchscript": "b"}
+    assert by_features(given) == {"timm:vit_small_patch16_224": "a", "i3d-torchscript": "b"}
+    EvaluateGeneration(features="timm:vit_small_patch16_224", weights={"timm:vit_small_patch16_224": "a"})
+    EvaluateGeneration(metrics=["is", "fid"], weights={"c3d": "a", "inception": "b"})
+    with pytest.raises(UserError, match=r"weights.c3d: nobody takes it"):
+        EvaluateGeneration(weights={"c3d": "a"})
 
 
 def test_latents_of_another_vae_are_refused(lvdm, videos, samples, vae_of, tmp_path, capsys):

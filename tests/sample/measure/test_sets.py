@@ -1,10 +1,9 @@
 """One side of a comparison is the same whatever it comes from; features are kept under a key of everything."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,18 @@ import torch
 from PIL import Image
 
 import vae
+from lvdm.errors import UserError
 from lvdm.latents import save_latent
 from lvdm.media import write_video
 from lvdm.metrics.features import PixelFeatures
-from lvdm.metrics.protocol import preset
+from lvdm.metrics.protocol import Protocol, preset, require_same
 from lvdm.progress import bar
 from lvdm.rng import generator
 from sample.measure.configs import EvaluateGeneration
-from sample.measure.evaluate import read_results
+from sample.measure.evaluate import set_tables
 from sample.measure.recode import CODECS, Recoded
-from sample.measure.sets import ahead, features_of, measure
-from sample.measure.sides import sides_of
+from sample.measure.sets import Report, Row, ahead, features_of, measure
+from sample.measure.sides import Sides, changed, sides_of
 
 
 def noise(folder: Path, count: int, frames: int = 12, size: int = 32, suffix: str = ".npy", seed: int = 0) -> Path:
@@ -111,7 +111,14 @@ def test_one_changed_file_or_parameter_misses_the_cache_and_nothing_else_does(tm
     assert looked_at() == 3  # its side alone
     shutil.copytree(videos, tmp_path / "elsewhere")
     videos = tmp_path / "elsewhere"
-    assert looked_at() == 0  # copies of equal times: the same files
+    assert looked_at() == 0  # copies: the same content
+    for path in noise(videos, 4, seed=7).iterdir():
+        os.utime(path, (1.7e9, 1.7e9))
+    assert looked_at() == 4  # other content under the same names
+    videos = noise(tmp_path / "third" / "real", 4, seed=8)
+    for path in videos.iterdir():
+        os.utime(path, (1.7e9, 1.7e9))
+    assert looked_at() == 4  # names, sizes and times are those of another dataset
 
 
 def test_the_key_of_rendered_latents_is_that_of_latents_weights_and_decoder(tmp_path, samples, refiner, videos):
@@ -163,21 +170,163 @@ def test_codecs_lose_more_and_more(tmp_path):
     assert errors["jpg, quality 75"] > 0
 
 
-def test_two_processes_measure_what_one_does(tmp_path, monkeypatch, videos, lvdm):
-    """More clips than one file of the cache, so that both have a share."""
+def test_two_processes_measure_what_one_does(tmp_path, monkeypatch):
+    """More clips than one file of the cache, so that both have a share; forked, for the time that imports take."""
     monkeypatch.setattr("sample.measure.sets.PART", 2)
-    samples = noise(tmp_path / "samples", 5)
-    keys = [f"samples={samples}", f"videos={videos}", "features=pixels", "stride=1", "size=32", "metrics=fvd,kvd"]
-    assert lvdm("evaluate generation", *keys, out=tmp_path / "one") == 0
-    code = "import sys; from sample.measure import evaluate, sets; sets.PART = 2; sys.exit(evaluate.main())"
-    (tmp_path / "launched.py").write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    env = os.environ | {"LVDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    words = [str(tmp_path / "launched.py"), "generation", *keys, f"out={tmp_path / 'two'}"]
-    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert read_results(tmp_path / "one") == read_results(tmp_path / "two")
-    assert len(list((tmp_path / "cache" / "features").iterdir())) == 5  # 3 videos and 5 samples by twos
+    samples, videos = noise(tmp_path / "samples", 5), noise(tmp_path / "real", 7, seed=1)
+
+    def measured() -> Report:
+        pair = sides_of(config_of(samples, videos, stride=1, count=5), preset("univae"), None)
+        pixels = PixelFeatures()
+        return measure(
+            pair.real, pair.fake, pair.preset, ["fvd", "kvd"], lambda name: pixels, workers=0, beyond=pair.beyond
+        )
+
+    def child(rank: int) -> None:
+        monkeypatch.setenv("LVDM_CACHE", str(tmp_path / "cache"))
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=rank, world_size=2)
+        (tmp_path / f"{rank}.txt").write_text(repr(measured()))
+        torch.distributed.destroy_process_group()
+
+    started = [multiprocessing.get_context("fork").Process(target=child, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
+    one = repr(measured())
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [one, one] and "nan" not in one
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 7  # 5 samples, 5 videos and 2 more of them by twos
+
+
+class Level:
+    """The mean of a video, and logits of eleven classes by it: features whose sets can be worked out."""
+
+    name, weights_sha256, resize, min_frames, per = "level", "0" * 64, "as it is", 1, "clip"
+
+    def __init__(self, dim: int = 1):
+        self.dim = dim
+
+    def __call__(self, video):
+        return torch.arange(self.dim)[None] + video.mean((1, 2, 3, 4))[:, None]
+
+
+def rows_of(samples: Path, videos: Path, metric: str = "fvd", protocol: str = "univae", **keys) -> Row:
+    config = config_of(samples, videos, **{"stride": 1, "metrics": [metric], **keys})
+    pair = sides_of(config, preset(protocol), None)
+    network = Level(11 if metric == "is" else 1)
+    report = measure(
+        pair.real, pair.fake, pair.preset, [metric], lambda _: network, beyond=pair.beyond, floor=config.floor
+    )
+    return report.rows[0]
+
+
+def test_the_floor_is_at_the_count_of_the_samples_where_there_are_twice_as_many_real_clips(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 4), noise(tmp_path / "real", 9, seed=1)
+    row = rows_of(samples, videos, count=4)
+    assert (row.protocol.count_real, row.protocol.count_fake, row.floor.count) == (4, 4, 4)
+    without = rows_of(samples, videos, count=4, floor=False)
+    assert without.floor is None and (without.value, without.low, without.high) == (row.value, row.low, row.high)
+    assert rows_of(samples, videos, count=4, holdout=0.5, split="val", frames=4).floor.count == 4
+    assert rows_of(samples, videos).floor.count == 4  # nine real clips: four a side without any more
+    assert rows_of(samples, videos, protocol="latte", count=4, frames=4, stride=3).floor.count == 4
+
+
+def test_what_the_floor_takes_is_beyond_what_is_compared(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 3), noise(tmp_path / "real", 8, seed=1)
+    for protocol in ("univae", "latte"):
+        pair = sides_of(config_of(samples, videos, count=3, frames=4, stride=1), preset(protocol), None)
+        assert pair.real.count == pair.beyond.count == 3
+        assert not {*pair.real.sources} & {*pair.beyond.sources}
+
+
+def test_the_protocol_says_which_real_clips_and_no_two_sets_of_them_are_mixed(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 3), noise(tmp_path / "a" / "real", 4, seed=1)
+    other = noise(tmp_path / "b" / "real", 5, seed=1)
+    first = rows_of(samples, videos).protocol
+    assert (first.subset, first.holdout, first.per_video, first.short) == ("all", 0, 1, "drop")
+    for field, keys in {
+        "dataset": {"videos": other, "count": 3},
+        "holdout": {"videos": videos, "holdout": 0.5, "split": "all", "count": 3},
+        "per_video": {"videos": videos, "per_video": 2, "count": 3},
+        "short": {"videos": videos, "short": "loop", "count": 3},
+    }.items():
+        found = rows_of(samples, frames=4, **keys).protocol
+        same = rows_of(samples, videos, frames=4, count=3).protocol
+        if field == "holdout":
+            assert found == same  # split=all: no clip is another
+        else:
+            with pytest.raises(UserError, match=f"differ in {field}"):
+                require_same([found, same])
+
+
+def test_a_preset_that_is_departed_from_says_so():
+    def name(protocol: str, **keys) -> str:
+        return changed(EvaluateGeneration(**keys), preset(protocol)).name
+
+    assert [name(protocol) for protocol in ("latte", "fvd2048_16f", "univae")] == ["latte", "fvd2048_16f", "univae"]
+    assert name("tats", subset="train01") == "tats" and name("tats") == "tats, changed: subset"
+    assert name("fvd2048_16f", subset="test01", per_video=3) == "fvd2048_16f, changed: subset, per_video"
+    assert name("latte", holdout=0.3, subset="train01") == "latte, changed: split"
+    assert name("univae", holdout=0.3, per_video=3) == "univae"  # the paper names neither
+
+
+def test_the_score_of_is_stands_beside_that_of_real_clips_with_its_deviation(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 10), noise(tmp_path / "real", 11, seed=1)
+    row = rows_of(samples, videos, "is")
+    (table,) = set_tables(Report([row]), "samples")
+    assert table.header[2:6] == ["- one standard deviation", "+ one", "of real clips", "of N"]
+    assert row.value == pytest.approx(1, abs=1e-6) and row.floor.count == 11 and "downwards" in table.note
+    assert row.low <= row.value <= row.high
+
+
+def test_an_average_over_batches_is_called_biased_in_its_title(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 4), noise(tmp_path / "real", 4, seed=1)
+    for metric, biased in (("fvd", True), ("kvd", False)):
+        (table,) = set_tables(Report([rows_of(samples, videos, metric, "small_batch_legacy(2)")]), "samples")
+        assert table.title.endswith(": biased, not for comparison") is biased
+        assert ("averaged over small batches" in table.note) is biased
+        assert Protocol(**table.protocol).describe().count("covariance") == biased
+
+
+def test_numbers_of_clips_that_are_gone_are_not_shown_again(lvdm, videos, tmp_path, capsys):
+    """The files of both sides, and those of weights, are what they were, whatever their names, sizes and times."""
+    samples, real = noise(tmp_path / "samples", 3), noise(tmp_path / "real", 3, seed=1)
+    words = {"samples": samples, "videos": real, "out": samples / "metrics", "features": "pixels", "stride": 1}
+    assert lvdm("evaluate generation", **words) == 0
+    first = capsys.readouterr().out
+    (samples / "notes.txt").write_text("not looked at, as the results in this folder are not")
+    assert lvdm("evaluate generation", **words) == 0 and capsys.readouterr().out == first
+    for name, folder, seed in (("samples", samples, 0), ("videos", real, 1)):
+        noise(folder, 1, seed=7)
+        assert lvdm("evaluate generation", **words) == 2
+        assert f"its {name} changed since this run began" in capsys.readouterr().err
+        noise(folder, 1, seed=seed)
+    assert lvdm("evaluate generation", **words) == 0
+
+
+def test_real_clips_of_mixed_rates_are_refused_by_name(tmp_path):
+    samples, real = noise(tmp_path / "samples", 2), noise(tmp_path / "real", 5, seed=1)
+
+    def rates(folder: Path, *fps: float) -> None:
+        for path, rate in zip(sorted(folder.glob("*.npy")), fps, strict=False):
+            path.with_suffix(".json").write_text(json.dumps({"fps": rate}))
+
+    def sides(**keys) -> Sides:
+        return sides_of(config_of(samples, real, **{"stride": 1, **keys}), preset("univae"), None)
+
+    rates(samples, 20, 20)
+    rates(real, 20, 20, 20, 40, 10)
+    with pytest.raises(UserError, match=r"stride=1: 003.npy plays at 40 fps then, samples at 20; leave it out"):
+        sides()
+    rates(real, 20, 20, 20, 24, 20)  # UCF101 is of 25 and 29.97
+    assert sides().real.rates == (20, 24)
+    rates(real, 10, 40, 40, 40, 40)
+    with pytest.raises(UserError, match=r"stride=1: 000.npy plays at 10 fps then, samples at 20; give the stride"):
+        sides()
+    rates(samples, 20, 30)
+    with pytest.raises(UserError, match=r"samples: 000.npy plays at 20 fps, others at 30: a set has one rate"):
+        sides()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,6 +344,11 @@ def broken(case: str, folder: Path) -> Path:
         np.save(folder / "nan.npy", np.full((12, 32, 32, 3), np.nan, np.float32))
     elif case == "pickle":
         np.save(folder / "object.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif case == "note":
+        (folder / "samples.jsonl").write_text("garbage")
+    elif case == "no rate":
+        lines = [{"id": 0, "class": None, "fps": 12.0}, {"id": 1, "class": None, "fps": "abc"}]
+        (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     elif case == "one":
         for path in list(folder.iterdir())[1:]:
             path.unlink()
@@ -214,7 +368,16 @@ REFUSED = {
     "one": ("one", {}, "needs at least 2 videos a side, got 3 real and 1 samples"),
     "stride": ("", {"protocol": "univae-2x"}, "is of what D2 renders from latents at twice their rate"),
     "real length": ("", {"protocol": "fvd2048_16f"}, "has 12 frames, the protocol takes 16; set frames"),
-    "weights": ("", {"metrics": "is", "features": "i3d"}, "c3d"),
+    "splits": ("", {"metrics": "is"}, "metrics=is: 10 splits need as many videos a side, got 3 real and 3 samples"),
+    "batches": ("", {"protocol": "small_batch_legacy(9)"}, "batches of 9 clips, and there are 3 real and 3"),
+    "one frame": ("", {"stride_fake": 20}, "stride_fake=20: of the 12 frames of "),
+    "every window": (
+        "",
+        {"protocol": "latte", "frames": 4, "per_video": 0},
+        "latte draws clips at random",
+    ),
+    "note": ("note", {}, "samples.jsonl, line 1: expected what lvdm sample writes"),
+    "no rate": ("no rate", {}, "samples.jsonl, line 2: expected what lvdm sample writes"),
     "network": ("", {"features": "i3d", "frames": 8}, "frames=8: i3d needs at least 9"),
 }
 

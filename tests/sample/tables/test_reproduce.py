@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,15 +19,18 @@ import vae
 from lvdm import config as configs
 from lvdm.errors import UserError
 from lvdm.metrics.frames import flicker
+from lvdm.metrics.protocol import Protocol
 from lvdm.run import RunFolder
-from sample.measure import scores
+from sample.measure import figures, scores
+from sample.measure.figures import best_of
 from sample.measure.scores import Scores, interval, of_clips
-from sample.plan import Step
+from sample.plan import Plan, Step
 from sample.tables import comparison
 from sample.tables.configs import Reproduce
 from sample.tables.estimate import disk, seconds
-from sample.tables.ordering import best_of, order
-from sample.tables.reproduce import Arm, Table, left_out, load_table, models_of, over, plan_of, policies, timing_of
+from sample.tables.ordering import order
+from sample.tables.reproduce import left_out, measures, models_of, over, plan_of, policies, timing_of
+from sample.tables.table import Arm, Scale, Table, load_table
 from train.vae import check_model
 
 TABLES = sorted(path.stem for path in (configs.configs_root() / "tables").glob("*.yaml"))
@@ -41,8 +45,10 @@ def table_of(name: str) -> Table:
 
 @cache
 def planned(table: str, scale: str, **keys):
-    config = Reproduce(table=table, scale=scale, videos="my clips", out="here", **keys)
-    return config, table_of(table), plan_of(config, table_of(table))
+    loaded = table_of(table)
+    videos = "" if loaded.what == "speed" else "my clips"
+    config = Reproduce(table=table, scale=scale, videos=videos, out="here", **keys)
+    return config, loaded, plan_of(config, loaded)
 
 
 @cache
@@ -121,8 +127,11 @@ def test_every_arm_is_trained_with_every_seed_or_can_be_given(table, scale):
     assert {model.arm.name for model in models} | absent.keys() == loaded.arms.keys()
     seeds = loaded.scales[scale].seeds
     assert len(arms(table, scale)) == seeds * sum(model.trained for model in models if not model.seed)
-    for name in absent:
-        key = absent[name].split("=")[0].removeprefix("given.")
+    for name, how in absent.items():
+        if not loaded.arms[name].built:
+            assert how == "not built here"
+            continue
+        key = re.match(r"to have it: given\.(\w+)=WEIGHTS \(.+\)$", how)[1]
         had = models_of(dataclasses.replace(config, given={key: "a/model"}), loaded)
         assert [model.vae for model in had if model.arm.name == name] == ["a/model"]
 
@@ -245,7 +254,8 @@ def test_clips_of_every_kind_and_stride_are_looked_for():
 @pytest.mark.parametrize("table", TABLES)
 def test_printing_writes_nothing(table, tmp_path, capsys, monkeypatch, lvdm):
     monkeypatch.chdir(tmp_path)
-    assert lvdm("reproduce", table, "--plan", scale="paper", videos="my clips", out="here") == 0
+    videos = {} if table_of(table).what == "speed" else {"videos": "my clips"}
+    assert lvdm("reproduce", table, "--plan", scale="paper", out="here", **videos) == 0
     printed = capsys.readouterr().out
     assert re.search(r"(about [\d.,]+|under 0.1) hours of one H200.*not measured.* GB of disk$", printed.strip())
     assert not list(tmp_path.iterdir())
@@ -267,8 +277,42 @@ def test_a_wrong_table_lists_the_right_ones(lvdm, capsys, tmp_path):
     (tmp_path / "own.yaml").write_text("base: tables/univae-norm.yaml\nclaims: none\n")
     assert lvdm("reproduce", tmp_path / "own.yaml", "--plan") == 2
     assert "unknown key 'claims'" in capsys.readouterr().err
-    with pytest.raises(UserError, match="names that differ"):
-        Table(arms={"A b": Arm(), "a-B": Arm()})
+
+
+@pytest.mark.parametrize(
+    "table, said",
+    [
+        ({"arms": {"A b": Arm(), "a-B": Arm()}}, "names that differ"),
+        ({"what": "speed", "works": ["encode"], "arms": {"a": Arm(paper={"foo (s)": 1})}}, "'foo .s.' is nothing that"),
+        (
+            {"what": "speed", "works": ["encode"], "arms": {"a": Arm(paper={"both (s)": 1})}},
+            "some of encode .s., encode",
+        ),
+        ({"what": "speed", "works": ["encoding"]}, "works=encoding: expected some of encode.*did you mean 'encode'"),
+        ({"what": "refinement"}, "verb=train vae: expected train refine"),
+        (
+            {"what": "positions", "scales": {"tiny": Scale(frames=[9, 16])}},
+            "scales.tiny.frames=.9, 16.: positions needs 4n",
+        ),
+        ({"lpips": "vgg"}, "lpips='vgg': expected one of lpips, lpips-spatial"),
+    ],
+)
+def test_wrong_tables_are_refused(table, said):
+    with pytest.raises(UserError, match=said):
+        Table(**table)
+
+
+@pytest.mark.parametrize(
+    "scale, said",
+    [
+        ({"frames": []}, r"frames=\[\]: expected the lengths"),
+        ({"precision": "int4"}, "precision='int4': expected one of fp32, bf16, fp16"),
+        ({"rounds": 0}, "rounds=0: expected at least 1"),
+    ],
+)
+def test_wrong_scales_are_refused(scale, said):
+    with pytest.raises(UserError, match=said):
+        Scale(**scale)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +320,15 @@ def test_a_wrong_table_lists_the_right_ones(lvdm, capsys, tmp_path):
     [
         ("univae-table3", "given.f_3_7", "given.f_3_7: expected given. with one of f_3, f_3_5, f_3_5_7_9"),
         ("univae-table2", "sets.ucf", "sets.ucf: expected sets. with one of ucf101, sky (did you mean 'ucf101'?)"),
-        ("univae-table3", "sets.sky", "sets.sky: this table has none"),
+        ("univae-table3", "sets.sky", "sets.sky: this table has no datasets; leave sets out"),
+        ("ivvae-table5", "given.ktc", "given.ktc: expected given. with one of baseline, baseline_gcconv, ktc_gcconv"),
+        ("univae-table2", "c3d", "c3d: this table has no inception score; leave c3d out"),
+        ("odvae-table3", "given.variant_1", "given: this table times untrained models"),
+        *(("odvae-table3", key, f"{key}: this table times untrained") for key in ("videos", "val", "c3d", "sets.sky")),
     ],
 )
 def test_unknown_names_of_models_and_datasets_are_refused(table, key, said, lvdm, capsys):
+    said = said.replace("sets.sky: this table times", "sets: this table times")
     assert lvdm("reproduce", table, f"{key}=somewhere", "--plan") == 2
     assert said in capsys.readouterr().err
 
@@ -298,7 +347,26 @@ def test_an_inception_score_is_measured_where_its_weights_are_given():
     def verbs(**keys):
         return [step.name for step in planned("ivvae-table2", "tiny", **keys)[2].steps if "inception" in step.name]
 
-    assert verbs() == [] and verbs(c3d="c3d.pt")[0] == "IV-VAE, UCF101: inception" and len(verbs(c3d="c3d.pt")) == 8
+    arms = ("IV-VAE", "CV-VAE", "OS-VAE", "OD-VAE")  # of C3D's own videos, and not of FaceForensics
+    assert verbs() == [] and verbs(c3d="c3d.pt") == [f"{arm}, UCF101: inception" for arm in arms]
+
+
+def test_stages_that_nobody_begins_with_are_left_out():
+    given = {"cv_vae_2d_3d": "one", "cv_vae_3d": "two"}
+    config = Reproduce(table="cvvae-table1", scale="tiny", videos="my clips", out="here", given=given)
+    names = [step.name for step in plan_of(config, table_of(config.table)).steps]
+    assert names == ["image", "VAE-OSP"]  # VAE-SD2.1 is measured; nothing is inflated
+    arms = {"univae": "d2", "univae_v2": "d2", "gate": "d2", "replace": "d2", "blend": "d2"}
+    config = Reproduce(table="univae-fig7", scale="tiny", videos="my clips", out="here", given=arms)
+    assert plan_of(config, table_of(config.table)).steps == []
+
+
+@pytest.mark.parametrize("table", ["cvvae-table1", "cvvae-table4", "cvvae-table5", "odvae-table1"])
+def test_what_is_measured_is_as_in_the_paper(table):
+    """CV-VAE: 33 frames at stride 3, LPIPS; OD-VAE: 25 neighbouring frames, LPIPS with spatial maps."""
+    _, measure = next(measures(*planned(table, "paper")[:2]))
+    own = (measure.frames, measure.stride, measure.metrics[2])
+    assert own == (([25], 1, "lpips-spatial") if table == "odvae-table1" else ([33], 3, "lpips"))
 
 
 def test_datasets_have_their_own_folders_and_recipes():
@@ -319,8 +387,8 @@ def test_interval_of_two_sources_is_the_exact_one():
     assert interval(torch.tensor([0.0, 1.0]), ["a", "b"]) == (0.0, 1.0)
 
 
-def test_interval_of_one_source_or_of_equal_values_has_no_width():
-    assert interval(torch.tensor([1.0, 2.0, 6.0]), ["a"] * 3) == (3.0, 3.0)
+def test_interval_of_equal_values_has_no_width_and_one_source_has_none():
+    assert interval(torch.tensor([1.0, 2.0, 6.0]), ["a"] * 3) == (None, None)
     assert interval(torch.full((4,), 2.5), ["a", "b", "c", "d"]) == (2.5, 2.5)
 
 
@@ -352,10 +420,7 @@ def result(offset: float, videos: int = 6) -> Scores:
     psnr = [[k + offset, k + offset + 1, k + offset + 2] for k in range(videos)]
     ones = [[1.0] * 3 for _ in range(videos)]
     values = {metric: psnr if metric == "PSNR" else ones for metric in ("PSNR", "SSIM", "LPIPS", "flicker")}
-    protocol = {field.name: 1 for field in dataclasses.fields(comparison.Protocol)}
-    protocol |= dict.fromkeys(("metric", "weights_sha256", "preset", "draw", "covariance", "inputs"), "") | {
-        "fps": None
-    }
+    protocol = Protocol("PSNR", None, None, 3, 1, 1, "whole", videos, videos, "all", 0, "mean").to_dict()
     return Scores(protocol, [str(k) for k in range(videos)], {"model": values})
 
 
@@ -383,6 +448,8 @@ def test_orders_say_how_many_pairs_stand_alike():
     alike = "PSNR, ours: a, then b, then c; the paper's: b, then a, then c (2 of 3 pairs alike)."
     assert order("PSNR", ours, papers) == alike
     assert order("LPIPS", ours, {"a": 1.0, "b": None}) == "LPIPS, ours: c, then b, then a."
+    level = "PSNR, ours: a, then b, then c; the paper's: a = c, then b (1 of 2 pairs alike)."
+    assert order("PSNR", ours, {"a": 2.0, "b": 1.0, "c": 2.0}) == level
     ends = {"PSNR": "max", "IS": "max", "it/s, UCF101": "max", "FVD": "min", "SSIM, largest difference": "min"}
     assert best_of([*ends, "parameters (M)"]) == ends
 
@@ -503,7 +570,7 @@ def test_the_page_has_all_numbers_in_all_formats(table, page):
 
 
 def around(row: dict) -> str:
-    return comparison.around(row["mean"], row["low"], row["high"])
+    return figures.around(row["mean"], row["low"], row["high"])
 
 
 def test_the_papers_numbers_stand_beside_ours(page):
@@ -569,6 +636,23 @@ def test_clips_that_are_too_short_are_refused_before_training(changed, said, tri
     own.write_text(f"base: {trial('univae-table3')}\nscales: {{tiny: {{{changed}}}}}\n")
     assert lvdm("reproduce", own, videos=videos, val=videos, scale="tiny", out=tmp_path / "out") == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_is_given_without_a_d2_is_refused_before_training(trial, lvdm, videos, vae_of, tmp_path, capsys):
+    keys = {"videos": videos, "val": videos, "scale": "tiny", "out": tmp_path / "out", "given.univae": vae_of()}
+    assert lvdm("reproduce", trial("univae-fig7"), **keys) == 2
+    assert "has no D2, which this table measures" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_another_model_given_to_a_table_that_is_there_is_refused_before_training(
+    page, trial, lvdm, videos, refiner, capsys
+):
+    out = page("univae-fig7")
+    keys = {"videos": videos, "val": videos, "scale": "tiny", "out": out, "given.univae": refiner}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "run", lambda *args: pytest.fail("a step began"))
+        assert lvdm("reproduce", trial("univae-fig7"), **keys) == 2
+    assert f"out={out}/scores/univae-0: belongs to another config (different: vae)" in capsys.readouterr().err
 
 
 def test_every_table_has_its_place_in_the_documents():
@@ -646,6 +730,34 @@ def test_tiles_are_measured_beside_whole_clips(lvdm, videos, inexact, tmp_path):
 
 
 FOLDERS = ("at-once", "in-groups")
+
+
+def test_a_table_is_made_whole_at_its_shipped_tiny_scale(lvdm, videos, tmp_path):
+    out = tmp_path / "out"
+    assert lvdm("reproduce", "odvae-table4", scale="tiny", videos=videos, val=videos, out=out) == 0
+    found = json.loads((out / "results.json").read_text())["results"]
+    psnr = {row["arm"]: row["mean"] for row in found if row["metric"] == "PSNR (dB)"}
+    assert len(found) == 2 * 5 and all(8 < value < 30 for value in psnr.values())
+    trained = [json.loads(line) for line in (out / "odvae" / "log.jsonl").read_text().splitlines()]
+    assert max(record.get("samples", 0) for record in trained) == 160  # of 168, the last that was logged
+    page = (out / "index.html").read_text()
+    for shown in ("A trial of the machinery", "31.05", "97 frames of 256x256", "tile_frames", "lvdm train vae"):
+        assert shown in page
+
+
+def test_two_processes_make_a_table_together(trial, videos, lvdm, tmp_path, capsys):
+    """They share trainings and measurements, one of them inflates and writes; one alone finds all of it finished."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    table, keys = trial("odvae-fig4"), {"videos": videos, "out": tmp_path / "out", "scale": "tiny"}
+    words = [*torchrun, "sample.tables.reproduce", str(table), *(f"{key}={value}" for key, value in keys.items())]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("page: ") == 1 and done.stdout.count("tail-1: odvae with the weights of") == 1
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert len(found) == 2 * 5 and {row["videos"] for row in found} == {3}
+    assert lvdm("reproduce", table, **keys) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 5
 
 
 def test_speeds_stand_beside_the_papers_ratios(lvdm, tmp_path):
