@@ -741,7 +741,7 @@ def test_a_table_is_made_whole_at_its_shipped_tiny_scale(lvdm, videos, tmp_path)
     trained = [json.loads(line) for line in (out / "odvae" / "log.jsonl").read_text().splitlines()]
     assert max(record.get("samples", 0) for record in trained) == 160  # of 168, the last that was logged
     page = (out / "index.html").read_text()
-    for shown in ("A trial of the machinery", "31.05", "97 frames of 256x256", "tile_frames", "lvdm train vae"):
+    for shown in ("A trial of the machinery", "31.05", "97 frames of 256x256", "in groups", "lvdm train vae"):
         assert shown in page
 
 
