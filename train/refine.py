@@ -12,7 +12,6 @@ import vae
 from lvdm import accelerator as accelerators
 from lvdm.cli import program
 from lvdm.errors import UserError
-from lvdm.latents import weights_hash
 from lvdm.run import RunFolder
 from train.budget import describe_phases
 from train.configs import TrainRefine

@@ -234,9 +234,9 @@ def _too_large(model: "VideoVAE", work: str, x: Tensor, needed: float, room: flo
     if model.dtype == torch.float32:
         fitting.append(f"bf16 needs about {_size(needed / 2)}")
     return (
-        f"{work} of {height}x{width} (height x width), batch {len(x)}: a single frame at a time needs {_size(needed)} in"
-        f" {str(model.dtype).removeprefix('torch.')}, and {_size(max(0, room))} of {x.device.type} memory may be taken; "
-        + ("; ".join(fitting) or "take smaller frames")
+        f"{work} of {height}x{width} (height x width), batch {len(x)}: a single frame at a time needs"
+        f" {_size(needed)} in {str(model.dtype).removeprefix('torch.')}, and {_size(max(0, room))} of {x.device.type}"
+        " memory may be taken; " + ("; ".join(fitting) or "take smaller frames")
     )
 
 

@@ -345,6 +345,48 @@ def test_a_clip_larger_than_memory_goes_piece_by_piece_and_is_the_same(work, mon
     assert streams[-1][1] == 1
 
 
+@pytest.mark.parametrize("name", vae.names())
+def test_every_exact_model_reconstructs_a_clip_in_runs_after_asking_for_memory(name, monkeypatch):
+    """Discrete ones too, whose public streams are refused."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    ours = vae.build(name, **vae.registry.entry(name).tiny).eval()
+    if not ours.spec.exact_streaming:
+        pytest.skip("streams are not exact")
+    x = clip(7, size=(32, 32), dtype=torch.float32)
+    whole = ours.reconstruct(x)
+    ours.enable_tiling(0, 0, 5)
+    torch.testing.assert_close(ours.reconstruct(x), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_what_tiles_need_is_counted_from_one_as_from_all():
+    ours, size = model("univae", torch.float32), (144, 256)
+    ours = copy.deepcopy(ours)
+    ours.reach = 0  # any tile will do
+    ours.enable_tiling(64, frames=0)
+    x = frame(*size, frames=9)
+    twin = memory.without_weights(ours)
+    with memory.PeakBytes() as peak:
+        for _ in twin.stream_encode([torch.empty(1, 3, 9, *size, device="meta")], 4):
+            pass
+    assert abs(memory.stream_bytes(ours, "encode", x, 4) / peak.most - 1) < 0.15
+
+
+def test_chunks_and_numbers_that_do_not_fit_are_user_errors():
+    ours, x, z = model("univae", torch.float32), clip(5, dtype=torch.float32), latents(2, dtype=torch.float32)
+    for call, message in (
+        (lambda: ours.stream_decode([z], num_frames=0), "num_frames=0: expected at least 1"),
+        (lambda: ours.stream_decode([z], num_frames=-1), "num_frames=-1: expected at least 1"),
+        (lambda: ours.stream_encode([x], 2.5), "chunk_frames=2.5: expected at least 1"),
+        (lambda: ours.encode(x.numpy()), "encode: expected a tensor, .* got ndarray"),
+        (lambda: ours.encode(x.double()), "encode: expected torch.float32, the model's dtype, got torch.float64"),
+        (lambda: list(ours.stream_encode([x, x[..., :8, :]])), "expected a chunk like the first"),
+        (lambda: list(ours.stream_encode([x, torch.cat([x, x])])), "expected a chunk like the first"),
+        (lambda: list(ours.stream_encode([x, x.double()])), "the model's dtype"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
 def test_never_where_gradients_are_needed(monkeypatch):
     ours, x = model("univae"), clip(5)
     monkeypatch.setattr(memory, "SMALL", 0)

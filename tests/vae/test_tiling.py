@@ -64,6 +64,8 @@ def test_numbers_that_do_not_fit_are_user_errors():
         ({"size": 130}, "tile size=130: must be divisible by 8, e.g. 128"),
         ({"overlap": 0.7}, "overlap=0.7: expected a share from 0 to 0.5"),
         ({"frames": 1}, "frames=1: expected at least 2"),
+        ({"size": 256.0}, r"tile size=256.0, frames=17: expected whole numbers"),
+        ({"frames": 17.5}, r"tile size=256, frames=17.5: expected whole numbers"),
     ):
         with pytest.raises(UserError, match=message):
             model.enable_tiling(**numbers)
