@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -275,10 +276,14 @@ for frames in (16, 128):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
 def test_the_memory_of_the_process_is_flat():
-    """Its peak over what it had before the first frame, after 33 frames are rendered, and 257 more: within 15 %."""
-    run = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, check=True, timeout=300)
+    """Its peak over what it had before the first frame, after 33 frames are rendered, and 257 more: within 5 %.
+
+    glibc maps each tensor by itself here, so that the peak is of what is held and not of the holes in its heap.
+    """
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = subprocess.run([sys.executable, "-c", FLAT], capture_output=True, text=True, check=True, timeout=300, env=env)
     short, long = map(int, run.stdout.split())
-    assert 0 < long < 1.15 * short
+    assert 0 < long < 1.05 * short
 
 
 @pytest.mark.parametrize(
