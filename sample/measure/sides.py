@@ -229,7 +229,8 @@ def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int,
 def require_same_rate(config: SetEvaluation, preset: Preset, real: VideoSet, fake: VideoSet) -> None:
     """Refuses samples of different rates, and real clips that play at another rate than the samples.
 
-    By stride the usual real clip may be off by a twentieth, a single one, which is named, by a quarter.
+    By stride the usual real clip may be off by a twentieth, unless others are off to the other side; a single one,
+    which is named, by a quarter.
     """
     if not (real.rates and fake.rates):
         return
@@ -238,7 +239,7 @@ def require_same_rate(config: SetEvaluation, preset: Preset, real: VideoSet, fak
         raise UserError(f"samples: {odd[0]} plays at {odd[1]:.4g} fps, others at {rate:.4g}: a set has one rate")
     usual, (slowest, fastest) = median_high(pace for pace in real.paces if pace), real.rates
     odd = first_off(real, rate, FPS_TOLERANCE if real.fps else MIXED)
-    if not odd and abs(usual / rate - 1) <= SAME:
+    if not odd and (abs(usual / rate - 1) <= SAME or slowest <= rate <= fastest):
         return
     source, pace = odd or first_off(real, rate, SAME)
     play = f"real clips play at {usual:.4g} fps" if slowest == fastest else f"{source} plays at {pace:.4g} fps"

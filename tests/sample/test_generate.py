@@ -211,6 +211,7 @@ def test_two_processes_share_the_work_whoever_is_late(samples, transformer, refi
             num_processes=2,
             is_main_process=rank.value == 0,
             device="cpu",
+            first=True,
             autocast=torch.no_grad,
             main_process_first=in_turn,
             wait_for_everyone=barrier.wait,
