@@ -27,6 +27,7 @@ from lvdm.metrics.features import FeatureExtractor, make_extractor
 from lvdm.metrics.frames import by_group_position
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.run import RunFolder
+from lvdm.text import aligned
 from sample.measure import scores, sets
 from sample.measure.configs import (
     Doctor,
@@ -69,11 +70,8 @@ class Table:
     def text(self) -> str:
         """For the terminal."""
         cells = [self.header, *[[_cell(cell) for cell in row] for row in self.rows]]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
-        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        return "\n".join(
-            [self.title, *lines, f"[{Protocol(**self.protocol).describe()}]", *([self.note] if self.note else [])]
-        )
+        described = f"[{Protocol(**self.protocol).describe()}]"
+        return "\n".join([self.title, aligned(cells), described, *([self.note] if self.note else [])])
 
 
 def _cell(value: str | float | None) -> str:
