@@ -44,6 +44,9 @@ _FORMATS = "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mpeg,mpegts,
 # Every packet shows one frame, and a time stamp leads to it; VP8 has packets that show nothing.
 _INDEXED_CODECS = {"h264", "hevc", "vp9"}
 
+# Titles and the like need not be UTF-8: PyAV raises before version 19, which reads them and lacks the option.
+_TEXT = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
 _VOP = re.compile(rb"\x00\x00\x01\xb6(.)", re.DOTALL)  # the start of an MPEG-4 frame; two bits tell its kind
 _INTRA, _BOTH_WAYS = 0, 2
 
@@ -202,8 +205,8 @@ def _decoder(path: str | Path) -> Iterator[tuple[Any, Any]]:
         with av.open(
             os.path.abspath(path),  # "pipe:0" is a file here, and not a protocol
             container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            metadata_errors="replace",
             timeout=TIMEOUT,
+            **_TEXT,
         ) as container:
             if not container.streams.video:
                 raise Unreadable(path, "no video stream")
