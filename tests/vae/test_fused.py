@@ -1,11 +1,14 @@
 """The fused GroupNorm and SiLU against plain formulas: in PyTorch's operators, and in kernels where Triton is there."""
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import vae
 from lvdm.errors import UserError
 from lvdm.rng import generator
 from vae import fused
@@ -130,6 +133,17 @@ def test_the_look_at_the_kernels_finds_what_is_wrong(kernels, monkeypatch):
     right = kernels.backward
     monkeypatch.setattr(kernels, "backward", lambda *given: (1.01 * right(*given)[0], *right(*given)[1:]))
     assert fused.disagreement(torch.device("cpu")) == "wrong dx"
+
+
+def test_the_look_at_the_kernels_gives_packed_weights(monkeypatch):
+    """As all parameters are: the kernels take no strides of a weight or bias, PyTorch's operators may look at them."""
+    given = []
+    stub = SimpleNamespace(forward=lambda x, *parameters: given.extend(parameters) or 1 / 0)
+    monkeypatch.setitem(sys.modules, "vae.kernels", stub)
+    monkeypatch.setattr(vae, "kernels", stub, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        fused.disagreement(torch.device("cpu"))
+    assert [p.stride() for p in given[:2]] == [(1,), (1,)]
 
 
 def test_kernels_that_do_not_run_give_way_with_a_line(monkeypatch, capsys):
