@@ -3,14 +3,16 @@
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lvdm.conv_check import bf16_problem
 from lvdm.errors import UserError
+
+T, U = TypeVar("T"), TypeVar("U")
 
 
 def make_accelerator(
@@ -181,6 +183,32 @@ def agreed(value: Any) -> Any:
     torch.distributed.broadcast_object_list(values)
     torch.distributed.barrier()
     return values[0]
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all of a launch."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def world_size() -> int:
+    """Processes of this launch."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """The items that are this process's."""
+    world = world_size()
+    return items[torch.distributed.get_rank() :: world] if world > 1 else items
+
+
+def spread(items: Sequence[T], work: Callable[[T], U]) -> list[U]:
+    """`work` of every item in order, shared out to the processes of a launch; each gets all results."""
+    world, done = world_size(), [work(item) for item in share(items)]
+    if world == 1:
+        return done
+    parts: list = [None] * world
+    torch.distributed.all_gather_object(parts, done)
+    return [parts[i % world][i // world] for i in range(len(items))]
 
 
 def threads(count: int, log: Sequence[dict[str, Any]] = ()) -> int:

@@ -1,6 +1,7 @@
 """Pictures as video: a folder of frames (SkyTimelapse and many others), or one image, which is a video of one frame.
 
-The three functions are those of `lvdm.data.reader`, which asks them here wherever a path is a folder or a picture.
+`probe`, `pick` and `iter_frames` are those of `lvdm.data.reader`, which asks them here wherever a path is a folder or a
+picture.
 """
 
 import os
@@ -68,7 +69,7 @@ def check_pixels(path: str | Path, width: int, height: int) -> None:
 
 def probe(path: str | Path) -> VideoInfo:
     """Counts the pictures of `path` by name and decodes the first one, no more; `fps` is FPS, and not measured."""
-    files = _files(path)
+    files = pictures_of(path)
     try:
         found = stat_file(files[0])
         width, height = _size(files[0], found.st_mtime_ns, found.st_size)
@@ -79,7 +80,7 @@ def probe(path: str | Path) -> VideoInfo:
 
 def pick(path: str | Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     """The pictures `wanted` of `path` as uint8 RGB (H, W, 3). All have the size of the first one of the folder."""
-    info, files = probe(path), _files(path)
+    info, files = probe(path), pictures_of(path)
     for index in wanted:
         yield _picture(path, files[index], (info.width, info.height))
 
@@ -87,11 +88,11 @@ def pick(path: str | Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
 def iter_frames(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
     """All pictures of `path` in order as uint8 RGB (H, W, 3), or of `size` (width, height), averaged over areas."""
     info = probe(path)
-    for file in _files(path):
+    for file in pictures_of(path):
         yield _picture(path, file, (info.width, info.height), size)
 
 
-def _files(path: str | Path) -> tuple[str, ...]:
+def pictures_of(path: str | Path) -> tuple[str, ...]:
     """The pictures of a folder in order, or the one that `path` is."""
     try:
         if not os.path.isdir(path):

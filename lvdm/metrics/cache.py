@@ -15,6 +15,8 @@ from lvdm.files import write_bytes
 from lvdm.metrics.sets import FeatureSet
 from lvdm.weights import cache_dir
 
+VERSION = 1  # raise it with every change of code that moves the pixels of a clip or the features of its frames
+
 
 def load_features(key: dict[str, Any]) -> FeatureSet | None:
     """What `save_features` was given for an equal `key`; None without it, and with a warning where it is damaged.
@@ -53,7 +55,7 @@ def save_features(key: dict[str, Any], found: FeatureSet) -> None:
 
 def _place(key: dict[str, Any]) -> tuple[Path, str]:
     """Where the features of a key are, and the key as text."""
-    text = json.dumps(key, sort_keys=True)
+    text = json.dumps({**key, "version": VERSION}, sort_keys=True)
     return cache_dir() / "features" / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors", text
 
 

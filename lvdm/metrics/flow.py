@@ -67,7 +67,10 @@ def raft(path: str, device: torch.device | str = "cpu") -> Flow:
         raise UserError(f"the warping error needs torchvision ({error}): pip install 'lvdm[timm]'") from None
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{path}: no such file; expected torchvision's raft_small_*.pth or raft_large_*.pth")
+        raise UserError(
+            f"{path}: no such file; expected torchvision's raft_small_*.pth or raft_large_*.pth, whose name ends in the"
+            " beginning of its sha256"
+        )
     state = read_tree(file)
     model = (raft_small if "mask_predictor.convrelu.0.weight" not in state else raft_large)()
     shapes = [{key: tuple(value.shape) for key, value in tree.items()} for tree in (state, model.state_dict())]

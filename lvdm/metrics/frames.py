@@ -73,15 +73,17 @@ def _blur(images: torch.Tensor) -> torch.Tensor:
     return F.conv2d(rows, weight.mT).unflatten(0, images.shape[:2]).squeeze(2)
 
 
-def information_preservation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """1 - sum |x - y| / sum |x| of each clip (IV-VAE, supplement, eq. 2): (B, 3, T, H, W) twice, in [-1, 1], to (B,).
+def preserved(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The two sums of information preservation, which is 1 - sum |x - y| / sum |x| (IV-VAE, supplement, eq. 2).
 
-    `x` is the original. The paper sums over all clips before it divides and does not say on which scale; here it is the
-    one the VAE sees, on which mid-grey is 0. 1 for equal clips; nan for an original that is mid-grey throughout.
+    (B, 3, T, H, W) twice, in [-1, 1], the original first, to (B, 2): sum |x| - sum |x - y| and sum |x| of each clip.
+    The paper sums over all clips before it divides, so the number is the total of the first over that of the second,
+    and a clip that is nearly mid-grey weighs nearly nothing. The scale, on which mid-grey is 0, is the one the VAE
+    sees; the paper does not say which.
     """
     require_pair(x, y)
-    error, whole = ((x.double() - y.double()).abs(), x.double().abs())
-    return 1 - error.sum(dim=(1, 2, 3, 4)) / whole.sum(dim=(1, 2, 3, 4))
+    error, whole = ((x.double() - y.double()).abs().sum((1, 2, 3, 4)), x.double().abs().sum((1, 2, 3, 4)))
+    return torch.stack([whole - error, whole], dim=1)
 
 
 def flicker(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

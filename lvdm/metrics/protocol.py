@@ -12,7 +12,7 @@ FVD_COUNT = 2048  # clips a side, customary since StyleGAN-V
 SMALL_BATCH = "small_batch_legacy"
 FRECHET = ("FVD", "FID")
 SIMULATED = "two samples of one Gaussian in 400 dimensions scored 248 at N = 2048 and 1866 at N = 256"
-"""How large that bias is: docs/metrics.md, "How sure a number is"."""
+"""How large that bias is of as many features as I3D has: docs/metrics.md, "How sure a number is"."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Protocol:
     short: str = ""
     """What becomes of shots that are too short for a clip: drop, loop or reflect."""
     dataset: str = ""
-    """The first 8 digits of the hash of the dataset's index."""
+    """The first 8 digits of the hash of the real clips: of the content of their files, and the frames taken."""
+    across_cuts: bool = False
+    """Whether real clips may span cuts."""
 
     def describe(self) -> str:
         """One line for a reader, fields that do not apply left out."""
@@ -81,7 +83,8 @@ class Protocol:
             "holdout ": "" if self.holdout is None else f"{self.holdout:g}",
             "clips a video ": "" if self.per_video is None else f"{self.per_video}",
             "short shots ": self.short,
-            "index ": self.dataset,
+            "across ": "cuts" if self.across_cuts else "",
+            "digest ": self.dataset,
             "clips by ": self.draw,
             "covariance 1/": covariance,
             "preset ": self.preset,
@@ -106,7 +109,7 @@ class Protocol:
             return None
         way = "downwards" if metric == "IS" else "upwards"
         text = f"{metric} with N = {count} clips is biased {way}: compare it only with numbers of the same N"
-        return text + (f"; {SIMULATED}" if metric == "FVD" else "")
+        return text + (f"; {SIMULATED}" if metric == "FVD" and (self.features or "").startswith("i3d") else "")
 
 
 def require_same(protocols: Iterable[Protocol]) -> None:

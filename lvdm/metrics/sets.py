@@ -119,14 +119,16 @@ def kernel_distance(real: FeatureSet, fake: FeatureSet, block: int = 1024) -> fl
     """Kernel distance (KVD as in TATS; KID of one subset of all): the unbiased squared MMD under ((x.y) / d + 1)^3.
 
     In fp64, `block` rows at a time. Around 0 for equal distributions, where it may be negative: it is not clamped.
-    Gretton et al. 2012; Binkowski et al. 2018, arXiv:1801.01401. UserError for fewer than 2 rows a side.
+    Within a side only rows of different clips make a pair: frames of one clip are alike, whatever the distribution.
+    Gretton et al. 2012; Binkowski et al. 2018, arXiv:1801.01401. UserError for fewer than 2 clips a side.
     """
-    n, m = len(real.features), len(fake.features)
-    if min(n, m) < 2:
-        raise UserError(f"a kernel distance needs at least 2 videos a side, got {n} and {m}")
-    within = [(_kernel_sum(x, x, block) - _kernel_diagonal(x)) / (len(x) * (len(x) - 1)) for x in _rows(real, fake)]
-    across = _kernel_sum(*_rows(real, fake), block) / (n * m)
-    return (within[0] + within[1] - 2 * across).item()
+    if min(real.count, fake.count) < 2:
+        raise UserError(f"a kernel distance needs at least 2 videos a side, got {real.count} and {fake.count}")
+    x, y = _rows(real, fake)
+    of_x, of_y = (side.clips.to(x.device) for side in (real, fake))
+    within = _kernel_mean(x, x, of_x, of_x, block) + _kernel_mean(y, y, of_y, of_y, block)
+    across = _kernel_mean(x, y, of_x, real.count + of_y, block)  # no clip of one side is one of the other
+    return (within - 2 * across).item()
 
 
 def _rows(*sets: FeatureSet) -> list[Tensor]:
@@ -134,13 +136,15 @@ def _rows(*sets: FeatureSet) -> list[Tensor]:
     return [s.features.to(_device(), torch.float64) for s in sets]
 
 
-def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
-    parts = [(a @ b.T / x.shape[1] + 1).pow(3).sum() for a in x.split(block) for b in y.split(block)]
-    return torch.stack(parts).sum()
-
-
-def _kernel_diagonal(x: Tensor) -> Tensor:
-    return (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+def _kernel_mean(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, block: int) -> Tensor:
+    """The mean of the kernel over pairs of rows whose clips, `of_x` and `of_y`, differ."""
+    total, pairs = torch.zeros_like(x[0, 0]), 0
+    for a, of_a in zip(x.split(block), of_x.split(block), strict=True):
+        for b, of_b in zip(y.split(block), of_y.split(block), strict=True):
+            same = of_a[:, None] == of_b
+            total += (a @ b.T / x.shape[1] + 1).pow(3).masked_fill(same, 0).sum()
+            pairs += (~same).sum()
+    return total / pairs
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 42) -> tuple[float, float]:
@@ -177,8 +181,10 @@ class Floor:
     low: float
     """Of the draws."""
     high: float
-    count: int
-    """Clips a side."""
+    real: int
+    """Clips in the place of the real ones."""
+    fake: int
+    """Clips in the place of the samples; 0 of a score that is of one side."""
 
 
 def interval(
@@ -204,17 +210,19 @@ def interval(
     return value - half, value + half
 
 
-def floor(metric: Metric, real: FeatureSet, count: int, draws: int = 5) -> Floor:
-    """`metric` of real clips against other real clips, `count` a side: what a perfect generator would score.
+def floor(metric: Metric, reals: FeatureSet, real: int, fake: int, draws: int = 5) -> Floor:
+    """`metric` of `real` clips against `fake` other real clips: what a perfect generator scores at these counts.
 
     The videos are shuffled `draws` times by the seed 0; the first and the last clips are compared, so at most one video
-    is on both sides. Where there are fewer than 2 `count` clips, half of them a side: `Floor.count` says how many.
-    Nan where that is too few for the metric.
+    is on both sides. Where there are fewer than `real` + `fake` clips, half of them at most are in the place of the
+    samples and the rest in that of the real ones: `Floor.real` and `Floor.fake` say how many. Nan where that is too few
+    for the metric.
     """
-    count = min(count, real.count // 2)
-    orders = (_shuffled(real, draw) for draw in range(draws))
-    values = _values(metric, ((real.of(o[:count]), real.of(o[len(o) - count :])) for o in orders))
-    return Floor(values.mean().item(), values.min().item(), values.max().item(), count)
+    fake = min(fake, reals.count // 2)
+    real = min(real, reals.count - fake)
+    orders = (_shuffled(reals, draw) for draw in range(draws))
+    values = _values(metric, ((reals.of(o[:real]), reals.of(o[len(o) - fake :])) for o in orders))
+    return Floor(values.mean().item(), values.min().item(), values.max().item(), real, fake)
 
 
 def _values(metric: Metric, pairs: Iterable[tuple[FeatureSet, FeatureSet]]) -> Tensor:
@@ -237,8 +245,8 @@ def _shuffled(clips: FeatureSet, draw: int) -> list[int]:
 
 
 def _student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, within 1 % from 4 degrees of freedom on (Cornish and Fisher's expansion)."""
+    """The 97.5 % quantile of Student's t, from 5 degrees of freedom on within 1 % (Cornish and Fisher)."""
+    if freedom < 5:
+        return (math.nan, 12.706205, 4.302653, 3.182446, 2.776445)[max(freedom, 0)]
     z = 1.959964
-    if freedom < 1:
-        return math.nan
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -29,7 +29,7 @@ from lvdm.report import Page
 from lvdm.run import RunFolder
 from sample.bench import vae as bench_vae
 from sample.measure import scores
-from sample.measure.configs import Card
+from sample.measure.configs import Card, require_clips
 from sample.measure.evaluate import networks
 from sample.measure.figures import around, versions
 from sample.measure.latent_stats import CodeStats, LatentStats, draw_latents, latent_stats, normal_curve
@@ -46,6 +46,7 @@ from sample.measure.views import (
     scored,
     show_clip,
     show_table,
+    usual_metrics,
 )
 from sample.reconstruct import reconstruct
 from sample.zoo import parts
@@ -65,6 +66,8 @@ def run(config: Card) -> Path:
     """Writes index.html and results.json to `config.out`; a finished card is left alone."""
     model = vae.load(config.vae).to(device())
     model.spec.check_square(config.size, "size")
+    if config.videos:
+        require_clips(config.frames, config.size, usual_metrics(config.frames))
     model.spec.check_square(config.speed_size, "speed_size")
     folder, videos = RunFolder(config.out, config), videos_of(config)
     folder.bind(vae=model.identity(), **({"videos": f"{videos.clips.index.hash()} {digest(videos)}"} if videos else {}))
@@ -78,7 +81,7 @@ def run(config: Card) -> Path:
         else:
             page.note("No videos were given (videos=FOLDER): nothing here is of quality or of latents.")
         stored["speed"] = speed(page, config, model)
-        write_text(folder.path / "results.json", json.dumps(stored, indent=2))
+        write_text(folder.path / "results.json", json.dumps(stored, indent=2, allow_nan=False))
         page.write(index)
         folder.finish(page=str(index))
     print(f"{index}: open it in a browser")
@@ -128,7 +131,7 @@ def describe(page: Page, config: Card, model: VideoVAE) -> dict[str, Any]:
 
 def quality(page: Page, config: Card, model: VideoVAE, videos: Files, out: Path) -> Scores:
     """PSNR, SSIM, LPIPS and flicker of clips, by frame, and by position in the group that makes one latent."""
-    found = scored(model, videos, scores.DEFAULT, config.batch, out / "scores.json")
+    found = scored(model, videos, usual_metrics(config.frames), config.batch, out / "scores.json")
     page.section("Clips", "± is half of the 95 % interval over videos (bootstrap).")
     metrics = list(found.values["model"])
     rows = []
@@ -137,7 +140,7 @@ def quality(page: Page, config: Card, model: VideoVAE, videos: Files, out: Path)
         rows.append([label, *(around(v.mean().item(), *interval(v, found.sources)) for v in means)])
     header = ["", *(f"{m} ({UNITS[m]})" if m in UNITS else m for m in metrics)]
     page.table(header, rows, protocol=Protocol(**found.protocol).describe())
-    for metric in ("PSNR", "flicker"):
+    for metric in [metric for metric in ("PSNR", "flicker") if metric in metrics]:
         page.chart(f"{metric} by frame of the clip", {metric: mean_by_frame(found, metric)}, "frame", UNITS[metric])
     group = model.spec.time_factor
     if group > 1 and model.spec.first_frames == 1 and config.frames > group and config.frames % group == 1:
@@ -263,7 +266,7 @@ def latents(page: Page, config: Card, model: VideoVAE, videos: Files, out: Path)
 
 def show_latents(page: Page, stats: LatentStats) -> None:
     """The moments of each channel, correlations, and the histogram."""
-    page.facts({"KL to N(0, 1)": f"{stats.kl:.4g} nats a latent value"})
+    page.facts({"KL to N(0, 1)": "infinite" if stats.kl is None else f"{stats.kl:.4g} nats a latent value"})
     columns = {
         "mean": stats.mean,
         "standard deviation": stats.std,

@@ -1,7 +1,6 @@
 """Generators in one protocol, side by side (`lvdm compare`): FVD and KVD with intervals and floor, and their videos."""
 
 import json
-import math
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from lvdm.metrics.protocol import preset, require_same
 from lvdm.report import Page, Player
 from lvdm.run import RunFolder
 from sample.measure.configs import OWN_FEATURES, Compare, EvaluateGeneration
+from sample.measure.distances import Row, cells, header, measure, protocol_of
 from sample.measure.evaluate import networks
 from sample.measure.figures import best_of, good_end, versions
-from sample.measure.sets import Report, Row, measure, protocol_of
 from sample.measure.sides import Sides, noted, sides_of
 from sample.measure.views import command, labels
 
@@ -39,9 +38,9 @@ def run(config: Compare) -> Path:
     both = {name: both_sides(config, spec) for name, spec in zip(labels(config.models), config.models, strict=True)}
     require_alike(both)
     found = measured(config, both)
-    stored = {name: [asdict(row) for row in report.rows] for name, report in found.items()}
+    stored = {name: [asdict(row) for row in rows] for name, rows in found.items()}
     known = json.loads(json.dumps(stored), parse_constant=lambda _: None)  # JSON has no nan
-    write_text(folder.path / "results.json", json.dumps(known, indent=2))
+    write_text(folder.path / "results.json", json.dumps(known, indent=2, allow_nan=False))
     page = write_page(config, both, found, folder.path)
     print(text(found))
     print(f"{page}: open it in a browser")
@@ -83,7 +82,7 @@ def require_alike(both: dict[str, Sides]) -> None:
         raise UserError(f"{there}: what files lose moves a distance; keep all samples in one way")
 
 
-def measured(config: Compare, both: dict[str, Sides]) -> dict[str, Report]:
+def measured(config: Compare, both: dict[str, Sides]) -> dict[str, list[Row]]:
     """The numbers of every generator; a UserError, before anything is computed, where their protocols differ."""
     network, metrics = networks(config.weights), config.metrics or ["fvd", "kvd"]
     for metric in metrics:
@@ -97,26 +96,21 @@ def measured(config: Compare, both: dict[str, Sides]) -> dict[str, Report]:
     }
 
 
-def text(found: dict[str, Report]) -> str:
+def text(found: dict[str, list[Row]]) -> str:
     """For the terminal."""
-    return "\n".join(
-        f"{row.metric.upper()} {name}: {row.value:.4g}{bounds(row)}"
-        + (f", floor {row.floor.mean:.4g} at N = {row.floor.count}" if row.floor else "")
-        for name, report in found.items()
-        for row in report.rows
-    )
-
-
-def bounds(row: Row) -> str:
-    """The interval behind its number; "" of too few videos."""
-    return "" if math.isnan(row.low) else f" [{row.low:.4g}, {row.high:.4g}]"
+    lines = []
+    for name, row in ((name, row) for name, rows in found.items() for row in rows):
+        value, low, high, floor, _, counts, *_ = cells(row)
+        line = f"{row.protocol.metric} {name}: {value:.4g}" + ("" if low is None else f" [{low:.4g}, {high:.4g}]")
+        lines.append(line + ("" if floor is None else f", {header(row.protocol.metric)[3]} {floor:.4g} (N {counts})"))
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
-def write_page(config: Compare, both: dict[str, Sides], found: dict[str, Report], out: Path) -> Path:
+def write_page(config: Compare, both: dict[str, Sides], found: dict[str, list[Row]], out: Path) -> Path:
     """index.html, and the mp4 files it shows."""
     names, real = list(both), next(iter(both.values())).real
     page = Page(" and ".join([", ".join(names[:-1]), names[-1]]), f"{len(names)} generators in one protocol.")
@@ -130,8 +124,8 @@ def write_page(config: Compare, both: dict[str, Sides], found: dict[str, Report]
     )
     page.section(
         "Numbers",
-        "In brackets the 95 % interval (a jackknife over videos). The floor is the same metric of real clips against"
-        " other real clips. Where intervals overlap, the order is not known.",
+        "With its 95 % interval, a jackknife over videos. The floor is the same metric of real clips against other real"
+        " clips, as many as its N says. Where intervals overlap, the order is not known.",
     )
     add_tables(page, found)
     shutil.rmtree(out / "clips", ignore_errors=True)  # those shown before
@@ -142,27 +136,19 @@ def write_page(config: Compare, both: dict[str, Sides], found: dict[str, Report]
             path = out / "clips" / f"{number:03d}-{len(players)}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             fake = both[name].fake
-            write_mp4(path, clip_of(both[name], index).permute(1, 2, 3, 0), fake.rates[0] if fake.rates else 25)
+            write_mp4(path, clip_of(both[name], index).permute(1, 2, 3, 0), fake.paces[index] or 25)
             players.append(Player(name, path))
         page.players(players, title=title, anchor=f"clip-{number}")
     return page.write(out / "index.html")
 
 
-def add_tables(page: Page, found: dict[str, Report]) -> None:
+def add_tables(page: Page, found: dict[str, list[Row]]) -> None:
     """A table a metric; the best is set in bold only where its interval is apart from all others."""
-    for rows in zip(*(report.rows for report in found.values()), strict=True):
-        cells = []
-        for name, row in zip(found, rows, strict=True):
-            floor = f"{row.floor.mean:.4g} ({row.floor.low:.4g} to {row.floor.high:.4g})" if row.floor else None
-            count = row.floor.count if row.floor else None
-            cells.append([name, row.value, bounds(row).strip() or None, floor, count])
-        metric = rows[0].metric.upper()
-        best = best_of([metric]) if has_winner(rows) else {}
-        spread = (
-            ["± one standard deviation", "of real clips", "of N"] if metric == "IS" else ["95 %", "floor", "floor's N"]
-        )
-        header = ["", metric, *spread]
-        page.table(header, cells, protocol=rows[0].protocol.describe(), note=rows[0].warning, best=best)
+    for rows in zip(*found.values(), strict=True):
+        first = rows[0].protocol
+        lines = [[name, *cells(row)] for name, row in zip(found, rows, strict=True)]
+        best = best_of([first.metric]) if has_winner(rows) else {}
+        page.table(["", *header(first.metric)], lines, "", first.describe(), rows[0].warning, best=best)
 
 
 def has_winner(rows: Sequence[Row]) -> bool:

@@ -18,10 +18,10 @@ from lvdm.progress import bar
 from lvdm.report import Dot, Link, Page
 from lvdm.run import RunFolder
 from sample.measure import scores
-from sample.measure.configs import Compare, EvaluateReconstruction
+from sample.measure.configs import Compare, EvaluateReconstruction, require_clips
 from sample.measure.evaluate import Table, networks
 from sample.measure.figures import ENOUGH_VIDEOS, around, best_of, between, good_end, versions
-from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips
+from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips, weights_of
 from sample.measure.sets import Files, digest
 from sample.measure.views import (
     UNITS,
@@ -35,6 +35,7 @@ from sample.measure.views import (
     scored,
     show_clip,
     show_table,
+    usual_metrics,
 )
 from vae.base import VideoVAE
 
@@ -90,11 +91,12 @@ def run(config: Compare) -> Path:
     generators = [f"{key}={value}" for key in config.of_generators if (value := getattr(config, key))]
     if generators:
         raise UserError(f"{generators[0]}: is for generators, and these are VAEs")
-    metrics = list(dict.fromkeys(["psnr", *(config.metrics or scores.DEFAULT)]))
+    metrics = list(dict.fromkeys(["psnr", *(config.metrics or usual_metrics(config.frames or 17))]))
     config = replace(config, frames=config.frames or 17, size=config.size or 256, metrics=metrics)
     known = [metric for metric in EvaluateReconstruction.known if metric not in ("group", "warping")]
     if wrong := set(metrics) - set(known):
         raise UserError(f"metrics={wrong.pop()}: expected, of VAEs, some of {', '.join(known)}")
+    require_clips(config.frames, config.size, metrics)
     models = load_all(config)
     folder = RunFolder(config.out, config)
     contest = measured(config, models, folder)
@@ -107,7 +109,7 @@ def run(config: Compare) -> Path:
         "rfvd": [asdict(table) for table in contest.rfvd],
         "values": {m: dict(zip(contest.models, contest.of(m).tolist(), strict=True)) for m in contest.metrics},
     }
-    write_text(folder.path / "results.json", json.dumps(stored, indent=2))
+    write_text(folder.path / "results.json", json.dumps(stored, indent=2, allow_nan=False))
     page = write_page(config, contest, found, folder.path)
     print(text(found, contest.rfvd))
     print(f"{page}: open it in a browser")
@@ -169,15 +171,15 @@ def results(contest: Contest) -> list[Result]:
     found, videos = [], len(set(contest.sources))
     for metric in contest.metrics:
         values = contest.of(metric)
-        sign = 1 if good_end(metric) == "max" else -1
+        sign, weights = 1 if good_end(metric) == "max" else -1, weights_of(next(iter(contest.scores.values())), metric)
         for name, own in zip(contest.models, values, strict=True):
             change = own - values[0]
-            low, high = interval(change, contest.sources)
+            low, high = interval(change, contest.sources, weights)
             found.append(
                 Result(
                     name,
                     metric,
-                    *(own.mean().item(), *interval(own, contest.sources)),
+                    *(own.mean().item(), *interval(own, contest.sources, weights)),
                     *(change.mean().item(), low, high),
                     int((sign * change > 0).sum()),
                     videos >= ENOUGH_VIDEOS and (low > 0 or high < 0),
@@ -255,8 +257,9 @@ def add_tables(page: Page, config: Compare, contest: Contest, found: list[Result
     header = ["", *(f"{m} ({UNITS[m]})" if m in UNITS else m for m in metrics)]
     rows = [[n, *(around(r.mean, r.low, r.high) for r in found if r.model == n)] for n in contest.models]
     reference, name = contest.scores[first], REFERENCES["reconstruction"]
-    floor = [of_clips([reference], name, metric)[0] for metric in metrics]
-    rows.append([name, *(around(v.mean().item(), *interval(v, reference.sources)) for v in floor)])
+    floor = {metric: of_clips([reference], name, metric)[0] for metric in metrics}
+    bounds = {m: interval(values, reference.sources, weights_of(reference, m)) for m, values in floor.items()}
+    rows.append([name, *(around(values.mean().item(), *bounds[metric]) for metric, values in floor.items())])
     protocol = Protocol(**reference.protocol).describe()
     page.table(header, rows, "Means", protocol, best=best_of(header[1:]))
     rows = [

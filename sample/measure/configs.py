@@ -1,5 +1,6 @@
 """What can be set in each program that measures and compares. Importing this imports no torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ OWN_FEATURES = {"is": "c3d", "fid": "inception"}
 """Metrics that are of other features than the protocol's."""
 FILES = ("i3d-torchscript", "videomae", "inception", "c3d", "timm:NAME")
 """Features that take the user's weights."""
+SMALLEST = {"ssim": 11, "group": 11, "lpips": 31, "lpips-spatial": 31, "lpips-vgg": 16}
+"""Height and width below which a metric is not defined."""
 KNOBS = ("stride", "frames", "resize", "split", "draw", "count", "codec", "covariance", "batches")
 
 
@@ -68,13 +71,14 @@ class EvaluateFrames(Evaluation):
         super().__post_init__()
         at_least(self, frames=1, stride=1, size=1)
         _among("metrics", self.metrics, self.known, empty=False)
+        require_clips(self.frames, self.size, self.metrics)
         for name in {*self.weights} - ({"raft"} if "warping" in self.metrics else set()):
             raise UserError(f"weights.{name}: nothing here takes it; expected weights.raft, for metrics=warping")
         if "warping" in self.metrics and not self.weights.get("raft"):
-            raise UserError("metrics=warping: set weights.raft to torchvision's raft_small_*.pth or raft_large_*.pth")
-        for metric in ("flicker", "warping"):
-            if metric in self.metrics and self.frames < 2:
-                raise UserError(f"frames={self.frames}: {metric} is of neighbours, so at least 2; or leave it out")
+            raise UserError(
+                "metrics=warping: set weights.raft to torchvision's raft_small_*.pth or raft_large_*.pth, whose"
+                " name ends in the beginning of its sha256"
+            )
 
 
 @dataclass
@@ -136,8 +140,8 @@ class SetEvaluation(Evaluation):
     seed: int = 0
     """Of the draw of real clips."""
     floor: bool = True
-    """Compare real clips with other real ones, too, at the same count: where there are so many, that takes the features
-    of twice as many real clips."""
+    """Compare real clips with other real ones, too, at the same counts: that takes the features of as many more real
+    clips as there are samples, where there are so many."""
     size: int | None = None
     """Height and width of all clips; null takes that of the samples, where they are square."""
     resize: str | None = None
@@ -162,7 +166,7 @@ class EvaluateGeneration(SetEvaluation):
     """The distance of generated videos from real ones: FVD, KVD, IS, FID, each with its interval, floor and protocol.
 
     The interval is a jackknife's over videos; the floor is the same metric of real clips against real clips at the same
-    count. Below 2048 clips numbers are biased, and say so. Several GPUs: accelerate launch -m sample.measure.evaluate.
+    counts. Below 2048 clips numbers are biased, and say so. Several GPUs: accelerate launch -m sample.measure.evaluate.
     """
 
     protocol: list[str] = field(default_factory=list)
@@ -195,6 +199,17 @@ class Doctor(SetEvaluation):
         super().__post_init__()
         _among("knobs", self.knobs, KNOBS)
         _taken(self.weights, self.features)
+
+
+def require_clips(frames: int, size: int, metrics: Iterable[str]) -> None:
+    """Refuses clips that are too short or too small for a metric."""
+    for metric in metrics:
+        if metric in ("flicker", "warping") and frames < 2:
+            raise UserError(f"frames={frames}: {metric} is of neighbours, so at least 2; or leave it out")
+        if size < SMALLEST.get(metric, 1):
+            raise UserError(
+                f"size={size}: {metric} needs at least {SMALLEST[metric]}; enlarge it, or leave {metric} out"
+            )
 
 
 def by_features(weights: dict[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 
 import vae
 from lvdm import accelerator as accelerators
-from lvdm.accelerator import device
+from lvdm.accelerator import device, is_main, world_size
 from lvdm.cli import program
 from lvdm.data.datasets import SUBSETS, open_dataset
 from lvdm.errors import UserError
@@ -25,9 +25,11 @@ from lvdm.report import Page
 from lvdm.rng import generator
 from lvdm.run import RunFolder
 from sample.measure.configs import KNOBS, Doctor
-from sample.measure.evaluate import Table, finite, inputs_of, networks, unknown_rate
+from sample.measure.distances import bounds_of, estimator, features_of, protocol_of, require
+from sample.measure.evaluate import Table, inputs_of, networks, unknown_rate
+from sample.measure.figures import finite
 from sample.measure.recode import CODECS, Recoded
-from sample.measure.sets import VideoSet, bounds_of, estimator, features_of, is_main, protocol_of, require, world_size
+from sample.measure.sets import VideoSet
 from sample.measure.sides import Sides, sides_of
 from vae.base import VideoVAE
 
@@ -82,7 +84,9 @@ def run(config: Doctor) -> Path:
     accelerators.threads(config.threads)
     tables = examine(config, model)
     if accelerator.is_main_process:
-        write_text(folder.path / "results.json", json.dumps([asdict(table) for table in tables], indent=2))
+        write_text(
+            folder.path / "results.json", json.dumps([asdict(table) for table in tables], indent=2, allow_nan=False)
+        )
         page = page_of(config, tables).write(folder.path / "index.html")
         folder.finish(turns=len(tables[0].rows) - 1)
         print("\n\n".join(table.text() for table in tables) + f"\n\nto look at: {page}")
@@ -158,10 +162,11 @@ def part_of(side: FeatureSet, part: float, seed: int) -> FeatureSet:
 def floor_of(base: Sides, features: Callable[[VideoSet], FeatureSet]) -> str:
     """What real clips score against other real clips, in words; "" where they are too few."""
     reals = [features(side) for side in (base.real, base.beyond) if side]
-    bottom = floor(estimator("fvd", base.preset)[0], FeatureSet.join(reals), base.fake.count)
+    of = estimator("fvd", base.preset)[0]
+    bottom = floor(of, FeatureSet.join(reals), base.real.count, base.fake.count)
     if not math.isfinite(bottom.mean):
         return ""
-    return f"Floor, real clips against real clips, {bottom.count} a side: {bottom.mean:.4g}. "
+    return f"Floor, {bottom.real} real clips against {bottom.fake} others: {bottom.mean:.4g}. "
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Several GPUs: accelerate launch -m sample.measure.evaluate generation samples=..
 """
 
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from lvdm.metrics.frames import by_group_position
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.run import RunFolder
 from lvdm.text import aligned
-from sample.measure import scores, sets
+from sample.measure import distances, scores
 from sample.measure.configs import (
     Doctor,
     EvaluateFrames,
@@ -39,15 +38,15 @@ from sample.measure.configs import (
     SetEvaluation,
     by_features,
 )
+from sample.measure.distances import Row, cells, header
+from sample.measure.figures import finite
 from sample.measure.scores import BY_PAIR, REFERENCES, Scores, of_clips
-from sample.measure.sets import Files, Report, VideoSet, digest
+from sample.measure.sets import Files, Reconstructed, VideoSet, digest
 from sample.measure.sides import Sides, of_latents, sides_of
 from sample.render import require_refiner
 from vae.base import VideoVAE
 
 MIDDLE, EVEN, ALL = slice(1, None, 2), slice(None, None, 2), slice(None)
-SET_HEADER = ["95 % from", "to", "floor", "floor N", "N real", "N fake"]
-IS_HEADER = ["- one standard deviation", "+ one", "of real clips", "of N", "N real", "N fake"]
 BIASED = ": biased, not for comparison"
 TITLES = {
     "FVD": "Fréchet video distance",
@@ -96,7 +95,10 @@ def run(config: EvaluateReconstruction | EvaluateRefinement | EvaluateGeneration
         accelerators.threads(config.threads)
         tables = measure(config, model)
         if accelerator.is_main_process:
-            write_text(folder.path / "results.json", json.dumps([asdict(table) for table in tables], indent=2))
+            write_text(
+                folder.path / "results.json",
+                json.dumps([asdict(table) for table in tables], indent=2, allow_nan=False),
+            )
             folder.finish(tables=len(tables))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -152,16 +154,16 @@ def reconstruction(config: EvaluateReconstruction, model: VideoVAE | None) -> li
         if "group" in config.metrics:
             tables.append(group_table(found, names))
     if "rfvd" in config.metrics:
-        report = sets.measure(
+        rows = distances.measure(
             videos,
-            sets.Reconstructed(videos, model),
+            Reconstructed(videos, model),
             preset("rfvd"),
             ["fvd"],
             networks({}),
             config.batch,
             config.workers,
         )
-        tables += set_tables(report, names["model"])
+        tables += set_tables(rows, names["model"])
     return tables
 
 
@@ -243,7 +245,7 @@ def frame_table(
         cells: list[str | float | None] = [name]
         for label in labels:
             values = of_clips([found], rendering, label, ALL if label in BY_PAIR else part)[0]
-            low, high = scores.interval(values, found.sources)
+            low, high = scores.interval(values, found.sources, scores.weights_of(found, label))
             cells += [finite(values.mean().item()), None if low is None else finite((high - low) / 2)]
         rows.append(cells)
     header = [cell for label in labels for cell in (f"{label} (dB)" if "PSNR" in label else label, f"± {label}")]
@@ -273,11 +275,11 @@ def generation(config: EvaluateGeneration, model: VideoVAE | None) -> list[Table
     (pairs, note), network, tables = pairs_of(config, model), networks(config.weights), []
     for pair in pairs:
         pair.real.clips.say_skipped()
-        sets.require(pair.real, pair.fake, pair.preset, config.metrics, network)
+        distances.require(pair.real, pair.fake, pair.preset, config.metrics, network)
     for pair in pairs:
         keys = {"batch": config.batch, "workers": config.workers, "seed": config.seed, "floor": config.floor}
-        report = sets.measure(pair.real, pair.fake, pair.preset, config.metrics, network, beyond=pair.beyond, **keys)
-        tables += set_tables(report, pair.fake.name, unknown_rate(pair.real, pair.fake))
+        rows = distances.measure(pair.real, pair.fake, pair.preset, config.metrics, network, beyond=pair.beyond, **keys)
+        tables += set_tables(rows, pair.fake.name, unknown_rate(pair.real, pair.fake))
     tables[0].note += note
     return tables
 
@@ -330,24 +332,15 @@ def unknown_rate(real: VideoSet, fake: VideoSet) -> str:
     return f" The {' and the '.join(sides)} do not say their frame rate: equal rates were not checked." if sides else ""
 
 
-def set_tables(report: Report, name: str, note: str = "") -> list[Table]:
+def set_tables(rows: Sequence[Row], name: str, note: str = "") -> list[Table]:
     """A table a number: its interval, its floor (real clips against real clips), and both counts."""
     tables = []
-    for row in report.rows:
-        p, floor = row.protocol, row.floor
-        bounds = [finite(value) for value in (row.low, row.high)]
-        bottom = [finite(floor.mean), floor.count] if floor else [None, None]
-        cells = [name, row.value, *bounds, *bottom, p.count_real, p.count_fake]
-        header = ["", p.metric, *(IS_HEADER if p.metric == "IS" else SET_HEADER)]
+    for row in rows:
+        p = row.protocol
         title = f"{TITLES[p.metric]}, {p.frames} frames, {p.preset}{BIASED if p.biased else ''}"
         said = f"{row.warning}.{note}" if row.warning else note.strip()
-        tables.append(Table(title, header, [cells], p.to_dict(), said))
+        tables.append(Table(title, ["", *header(p.metric)], [[name, *cells(row)]], p.to_dict(), said))
     return tables
-
-
-def finite(value: float) -> float | None:
-    """JSON has no nan."""
-    return value if math.isfinite(value) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Numbers as pages and terminals show them: with their intervals, their good ends and the versions that made them."""
 
+import math
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,11 @@ def around(mean: float, low: float | None, high: float | None) -> str:
 def between(mean: float, low: float | None, high: float | None) -> str:
     """A difference with its interval, where it has one: "+0.117 [+0.037, +0.198]"."""
     return f"{mean:+.3g}" + ("" if low is None else f" [{low:+.3g}, {high:+.3g}]")
+
+
+def finite(value: float) -> float | None:
+    """JSON has no nan."""
+    return value if math.isfinite(value) else None
 
 
 def good_end(metric: str) -> Literal["min", "max"] | None:

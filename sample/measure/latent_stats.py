@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvdm.media import contact_sheet
+from sample.measure.figures import finite
 from vae.base import VideoVAE
 
 BINS, REACH = 61, 6.0
@@ -26,16 +27,16 @@ class LatentStats:
     """0 for a normal distribution, above it for heavy tails."""
     first_std: list[float]
     """Of the first latent frame."""
-    later_std: list[float]
-    """Of the others; nan where there are none."""
+    later_std: list[float | None]
+    """Of the others; None where there are none."""
     posterior_std: list[float]
     """The mean of the posterior's own standard deviation."""
     correlation: list[list[float]]
     """Of channels at the same place."""
     histogram: list[tuple[float, float]]
     """(centre, density) of all channels, each shifted and scaled to mean 0 and standard deviation 1."""
-    kl: float
-    """To N(0, 1), in nats a latent value."""
+    kl: float | None
+    """To N(0, 1), in nats a latent value; None of posteriors without a spread, of which it is infinite."""
 
 
 @dataclass
@@ -75,11 +76,11 @@ def stats_of(means: Tensor, stds: Tensor) -> LatentStats:
         std=spread[:, 0].tolist(),
         excess_kurtosis=(normal.pow(4).mean(1) - 3).tolist(),
         first_std=means[:, :, 0].transpose(0, 1).flatten(1).std(1, correction=0).tolist(),
-        later_std=later.std(1, correction=0).tolist() if later.numel() else [math.nan] * len(rows),
+        later_std=later.std(1, correction=0).tolist() if later.numel() else [None] * len(rows),
         posterior_std=stds.mean((0, 2, 3, 4)).tolist(),
         correlation=(normal @ normal.T / normal.shape[1]).tolist(),
         histogram=list(zip(centres, density, strict=True)),
-        kl=kl.mean().item(),
+        kl=finite(kl.mean().item()),
     )
 
 

@@ -21,6 +21,7 @@ class Recoded(VideoSet):
     def __init__(self, of: VideoSet, codec: str):
         self.of, self.codec, self.name, self.sources = of, codec, f"{of.name}, {codec}", of.sources
         self.frames, self.size, self.stride, self.fps = of.frames, of.size, of.stride, of.fps
+        self.libraries = of.libraries
         self.paces, self.note = of.paces, ", then ".join(filter(None, [of.note, codec]))
 
     def key(self, numbers: Sequence[int]) -> dict[str, Any]:

@@ -11,20 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae
-from lvdm.accelerator import device
+from lvdm.accelerator import device, is_main, share, spread
 from lvdm.data.clips import ClipPolicy, Clips
 from lvdm.data.index import open_index
-from lvdm.errors import UserError
 from lvdm.files import write_text
 from lvdm.metrics.features import full_precision
 from lvdm.metrics.flow import WarpingError
-from lvdm.metrics.frames import flicker, information_preservation, pooled_psnr, psnr, ssim
+from lvdm.metrics.frames import flicker, pooled_psnr, preserved, psnr, ssim
 from lvdm.metrics.lpips import LPIPS
 from lvdm.metrics.protocol import Protocol
 from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder
-from sample.measure.sets import Files, digest, is_main, share, spread
+from sample.measure.sets import Files, digest, require_finite
 from vae.base import VideoVAE
 
 REFERENCES = {"reconstruction": "upscaled 1/8 thumbnail", "refinement": "D1, linear blend between"}
@@ -35,7 +34,7 @@ METRICS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "pooled_psnr": ("pooled PSNR", pooled_psnr),
     "ssim": ("SSIM", ssim),
     "flicker": ("flicker", flicker),
-    "ip": ("IP", information_preservation),
+    "ip": ("IP", preserved),
 }
 """Metrics that are closed forms: what they are called, and what they are."""
 NETS = {
@@ -46,7 +45,8 @@ NETS = {
 """Metrics that are LPIPS: what they are called, which net, and whether spatial."""
 WARPING = "warping error"
 BY_PAIR, BY_CLIP = ("flicker", WARPING), ("pooled PSNR", "IP")
-"""What is of a pair of frames, and of a clip as a whole, not of a frame."""
+"""What is of a pair of frames, and of a clip as a whole, not of a frame. Of IP a clip has the two sums whose totals are
+divided."""
 DEFAULT = ("psnr", "ssim", "lpips", "flicker")
 
 
@@ -85,7 +85,7 @@ class Measure:
 @dataclass
 class Scores:
     """Of one length: rendering -> metric -> a row of numbers a clip, one a frame (of flicker and warping error, one a
-    pair of frames; of pooled PSNR and IP, one)."""
+    pair of frames; of pooled PSNR one, of IP the two sums of `preserved`)."""
 
     protocol: dict[str, Any]
     sources: list[str]
@@ -103,7 +103,7 @@ def run(config: Measure) -> None:
         found = measure(model, videos, config.frames, config.what, config.metrics, config.batch)
         scores = {frames: asdict(s) for frames, s in found.items()}
         if is_main():
-            write_text(folder.path / "results.json", json.dumps(scores))
+            write_text(folder.path / "results.json", json.dumps(scores, allow_nan=False))
         folder.finish(clips=videos.count)
 
 
@@ -197,14 +197,6 @@ def thumbnail(x: Tensor) -> Tensor:
     return large.unflatten(0, (len(x), -1)).transpose(1, 2)
 
 
-def require_finite(video: Tensor, sources: Sequence[str]) -> None:
-    """Refuses clips (B, 3, T, H, W), of `sources`, that are not finite."""
-    odd = (~video.isfinite()).any(dim=4).any(dim=3).any(dim=1).nonzero()
-    if len(odd):
-        clip, frame = odd[0].tolist()
-        raise UserError(f"{sources[clip]}: the VAE makes NaN or infinity of its clip, in frame {frame}")
-
-
 def networks_of(metrics: Sequence[str], raft: str = "") -> list[LPIPS | WarpingError]:
     """The networks of those metrics that are one."""
     nets = [LPIPS(net, spatial=spatial).to(device()) for key, (_, net, spatial) in NETS.items() if key in metrics]
@@ -212,8 +204,8 @@ def networks_of(metrics: Sequence[str], raft: str = "") -> list[LPIPS | WarpingE
 
 
 def score(x: Tensor, y: Tensor, *nets: LPIPS | WarpingError, metrics: Sequence[str] = DEFAULT) -> dict[str, Tensor]:
-    """Metrics of each frame, (B, T), of each pair of neighbours, (B, T-1), and of a whole clip, (B, 1), by name, on the
-    CPU in fp64; `nets` are those of `networks_of`."""
+    """Metrics of each frame, (B, T), of each pair of neighbours, (B, T-1), and of a whole clip, (B, 1) or its two sums,
+    by name, on the CPU in fp64; `nets` are those of `networks_of`."""
     labels = {(net, spatial): label for label, net, spatial in NETS.values()}
     with full_precision(x.device):
         values = {METRICS[name][0]: METRICS[name][1](x, y) for name in metrics if name in METRICS}
@@ -237,9 +229,9 @@ def named(metrics: Sequence[str]) -> str:
 def estimator(metrics: Sequence[str], which: str = "") -> str:
     """From the values of frames to a number, in words; `which` says of which frames."""
     labels = [label_of(metric) for metric in metrics]
-    whole = [label for label in labels if label in BY_CLIP]
-    means = [f"mean over frames{which}, then over clips"] if len(whole) < len(labels) else []
-    means += [f"{' and '.join(whole)} of a clip{which} at once, then mean over clips"] if whole else []
+    means = [f"mean over frames{which}, then over clips"] if {*labels} - {*BY_CLIP} else []
+    means += [f"pooled PSNR of a clip{which} at once, then mean over clips"] if "pooled PSNR" in labels else []
+    means += [f"IP of the sums{which} of all clips"] if "IP" in labels else []
     means += ["PSNR capped at 100 dB"] if any("PSNR" in label for label in labels) else []
     return "; ".join([*means, "posterior mean"])
 
@@ -270,24 +262,43 @@ def protocol(videos: Files, frames: int, longest: int, metrics: Sequence[str], n
 
 
 def of_clips(scores: list[Scores], rendering: str, metric: str, part: slice = slice(None)) -> Tensor:
-    """The mean over the frames in `part` of each clip, of the runs `scores`: (runs, clips) fp64."""
-    runs = [torch.tensor(s.values[rendering][metric], dtype=torch.float64)[:, part].mean(1) for s in scores]
-    return torch.stack(runs)
+    """The mean over the frames in `part` of each clip, of the runs `scores`: (runs, clips) fp64. Of IP what each clip
+    preserves of the mean original, so that here, too, the mean is the metric."""
+    runs = torch.stack([torch.tensor(s.values[rendering][metric], dtype=torch.float64) for s in scores])
+    return runs[..., 0] / runs[..., 1].mean(1, keepdim=True) if metric == "IP" else runs[:, :, part].mean(2)
 
 
-def interval(values: Tensor, sources: list[str]) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % interval of the mean of `values` (clips,); the sources are the sample, their clips stay together.
+def weights_of(scores: Scores, metric: str) -> Tensor | None:
+    """What each clip weighs in the divisor of a metric, 1 on average; None where all weigh the same."""
+    if metric != "IP":
+        return None
+    whole = torch.tensor(scores.values["model"][metric], dtype=torch.float64)[:, 1]
+    return whole / whole.mean()
 
-    Percentile bootstrap (Efron 1979): as many sources are drawn with replacement as there are, 10,000 times. None where
-    there are fewer than 2.
+
+def interval(
+    values: Tensor, sources: list[str], weights: Tensor | None = None
+) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of the mean of `values` (clips,), see `resampled`; None of fewer than 2 sources."""
+    return ends(resampled(values, sources, weights)) if len(set(sources)) > 1 else (None, None)
+
+
+def resampled(values: Tensor, sources: list[str], weights: Tensor | None = None) -> Tensor:
+    """Means of `values` (..., clips) over draws of the sources, whose clips stay together: (..., 10,000) fp64.
+
+    The bootstrap of Efron (1979): as many sources are drawn with replacement as there are; the draws of equal sources
+    are the same whatever the values. With `weights` (clips,) the sum of a draw is divided by that of its weights.
     """
-    names = sorted(set(sources))
-    if len(names) < 2:
-        return None, None
-    of = torch.tensor([names.index(source) for source in sources])
-    sums = torch.zeros(len(names), dtype=torch.float64).index_add(0, of, values.double())
-    counts = torch.bincount(of, minlength=len(names))
+    names = {name: i for i, name in enumerate(sorted(set(sources)))}
+    of = torch.tensor([names[source] for source in sources])
     drawn = torch.randint(len(names), (DRAWS, len(names)), generator=generator(0, "bootstrap"))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    times = torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+    sums = torch.zeros(*values.shape[:-1], len(names), dtype=torch.float64).index_add(-1, of, values.double())
+    weights = torch.ones(len(of)) if weights is None else weights
+    return sums @ times.T / (times @ torch.bincount(of, weights.double()))
+
+
+def ends(drawn: Tensor) -> tuple[float, float]:
+    """The 95 % percentile interval of the draws (10,000,) of a bootstrap."""
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high

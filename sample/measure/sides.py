@@ -21,7 +21,8 @@ from sample.render import latent_files, load_all, require_refiner
 from vae.base import VideoVAE
 
 SAME, MIXED = 0.05, 0.25
-"""How far the rate of the usual real clip, and of any, may be from that of the samples: UCF101 is of 25 and 29.97."""
+"""How far the rate of the usual real clip, and of any clip, may be from that of the usual sample: UCF101 is of 25 and
+29.97."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,8 @@ def real_side(config: SetEvaluation, preset: Preset, size: int, frames: int, str
 
 
 def others(config: SetEvaluation, preset: Preset, real: Files, fake: VideoSet) -> Files | None:
-    """More clips of the real videos, until there are twice as many as samples; None where there are no more."""
-    more = draw(real.clips, preset, config, range(preset.count, preset.count + 2 * fake.count - real.count))
+    """As many more clips of the real videos as there are samples, as far as they go; None where there are no more."""
+    more = draw(real.clips, preset, config, range(preset.count, preset.count + fake.count))
     return real_files(config, real.clips, more) if more else None
 
 
@@ -217,7 +218,7 @@ def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int,
     stride = preset.stride_real
     if stride is None:
         rates = [row.fps for row in open_index(config.videos, config.labels, config.subset).ok]
-        ratio = median_high(rates) * preset.rate / fake.rates[0] if fake.rates else preset.rate
+        ratio = median_high(rates) * preset.rate / fake.usual_rate if fake.usual_rate else preset.rate
         stride = max(preset.rate, round(ratio))
     if stride % preset.rate:
         raise UserError(
@@ -227,19 +228,22 @@ def pace_of(config: SetEvaluation, preset: Preset, fake: VideoSet) -> tuple[int,
 
 
 def require_same_rate(config: SetEvaluation, preset: Preset, real: VideoSet, fake: VideoSet) -> None:
-    """Refuses samples of different rates, and real clips that play at another rate than the samples.
+    """Refuses real clips that play at another rate than the samples, and sides whose clips play at too many.
 
-    By stride the usual real clip may be off by a twentieth, unless others are off to the other side; a single one,
-    which is named, by a quarter.
+    By stride the usual real clip may be off by a twentieth, unless the rates of both sides overlap; a single clip of
+    either, which is named, by a quarter.
     """
     if not (real.rates and fake.rates):
         return
-    rate = median_high(pace for pace in fake.paces if pace)
-    if odd := first_off(fake, rate, SAME):
-        raise UserError(f"samples: {odd[0]} plays at {odd[1]:.4g} fps, others at {rate:.4g}: a set has one rate")
-    usual, (slowest, fastest) = median_high(pace for pace in real.paces if pace), real.rates
-    odd = first_off(real, rate, FPS_TOLERANCE if real.fps else MIXED)
-    if not odd and (abs(usual / rate - 1) <= SAME or slowest <= rate <= fastest):
+    rate, usual, (slowest, fastest) = fake.usual_rate, real.usual_rate, real.rates
+    tolerance = FPS_TOLERANCE if real.fps else MIXED
+    if odd := first_off(fake, rate, tolerance):
+        raise UserError(
+            f"samples: {odd[0]} plays at {odd[1]:.4g} fps, others at {rate:.4g}: a set plays at one rate, or nearly so"
+        )
+    odd = first_off(real, rate, tolerance)
+    overlap = max(slowest, fake.rates[0]) <= min(fastest, fake.rates[1])
+    if not odd and (abs(usual / rate - 1) <= SAME or overlap):
         return
     source, pace = odd or first_off(real, rate, SAME)
     play = f"real clips play at {usual:.4g} fps" if slowest == fastest else f"{source} plays at {pace:.4g} fps"

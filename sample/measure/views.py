@@ -18,7 +18,7 @@ from lvdm.media import to_uint8, write_mp4
 from lvdm.metrics.features import FeatureExtractor
 from lvdm.metrics.protocol import Protocol, preset
 from lvdm.report import Page, Player
-from sample.measure import scores, sets
+from sample.measure import distances, scores
 from sample.measure.evaluate import Table, set_tables
 from sample.measure.scores import Scores
 from sample.measure.sets import Files, Reconstructed
@@ -73,12 +73,17 @@ def model_row(model: VideoVAE, frames: int, size: int) -> dict[str, str]:
     }
 
 
+def usual_metrics(frames: int) -> tuple[str, ...]:
+    """What is measured of clips of this length where nobody says: a single frame does not flicker."""
+    return scores.DEFAULT if frames > 1 else scores.DEFAULT[:-1]
+
+
 def scored(model: VideoVAE, videos: Files, metrics: Sequence[str], batch: int, path: Path) -> Scores:
     """The scores of every clip and frame; those in `path` where they are there."""
     if not path.is_file():
         found = scores.measure(model.to(device()), videos, [videos.frames], metrics=metrics, batch=batch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(found[videos.frames])))
+        write_text(path, json.dumps(asdict(found[videos.frames]), allow_nan=False))
     return Scores(**json.loads(path.read_text()))
 
 
@@ -88,7 +93,7 @@ def rfvd(name: str, model: VideoVAE, videos: Files, network: FeatureExtractor, b
     if network.name != protocol.features:
         protocol = replace(protocol, features=network.name, name=f"{protocol.name}, changed: features")
     both = videos, Reconstructed(videos, model.to(device()))
-    return set_tables(sets.measure(*both, protocol, ["fvd"], lambda _: network, batch), name)[0]
+    return set_tables(distances.measure(*both, protocol, ["fvd"], lambda _: network, batch), name)[0]
 
 
 def lacking(videos: Files, network: FeatureExtractor) -> str:

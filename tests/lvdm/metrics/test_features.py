@@ -47,12 +47,12 @@ def test_autocast_does_not_reach_the_features(i3d):
 
 def test_full_precision_gives_back_what_was_chosen():
     convolutions = torch.backends.cudnn.conv
-    chosen = convolutions.fp32_precision
-    assert chosen != "ieee"
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "tf32"
     with pytest.raises(KeyError), full_precision("cpu"):
         assert convolutions.fp32_precision == "ieee"
         raise KeyError
-    assert convolutions.fp32_precision == chosen
+    chosen, convolutions.fp32_precision = convolutions.fp32_precision, before
+    assert chosen == "tf32"
 
 
 def test_bad_input(i3d):

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +58,11 @@ def test_pixels_that_are_seen_once_do_not_count():
 def test_raft_is_asked_for_by_path(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchvision.models.optical_flow", None)
     with pytest.raises(UserError, match=r"needs torchvision .* pip install 'lvdm\[timm\]'"):
+        raft(str(tmp_path / "raft.pth"))
+    monkeypatch.setitem(
+        sys.modules, "torchvision.models.optical_flow", SimpleNamespace(raft_large=None, raft_small=None)
+    )
+    with pytest.raises(UserError, match=r"raft_large_\*\.pth, whose name ends in the beginning of its sha256"):
         raft(str(tmp_path / "raft.pth"))
 
 

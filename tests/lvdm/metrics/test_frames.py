@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lvdm.errors import UserError
-from lvdm.metrics.frames import by_group_position, flicker, information_preservation, pooled_psnr, psnr, ssim
+from lvdm.metrics.frames import by_group_position, flicker, pooled_psnr, preserved, psnr, ssim
 from lvdm.rng import generator
 
 
@@ -83,12 +83,12 @@ def test_pooled_psnr_is_of_all_frames_together_and_at_most_the_mean():
     assert pooled_psnr(x, x).eq(100).all()
 
 
-def test_information_preservation():
+def test_the_sums_of_information_preservation():
     x = noise(1)
-    assert information_preservation(x, x).eq(1).all()
-    assert information_preservation(x, torch.zeros_like(x)).eq(0).all()  # grey holds nothing
-    torch.testing.assert_close(information_preservation(x, 0.75 * x), torch.full((2,), 0.75, dtype=torch.float64))
-    torch.testing.assert_close(information_preservation(x, -x), torch.full((2,), -1.0, dtype=torch.float64))
+    whole = preserved(x, x)[:, 1]
+    torch.testing.assert_close(whole, x.double().abs().sum((1, 2, 3, 4)))
+    for y, share in ((x, 1), (torch.zeros_like(x), 0), (0.75 * x, 0.75), (-x, -1)):  # grey holds nothing
+        torch.testing.assert_close(preserved(x, y), torch.stack([share * whole, whole], 1))
 
 
 def test_flicker_is_of_errors_that_move():
@@ -113,7 +113,7 @@ def test_bad_input():
     small = torch.zeros(1, 3, 1, 10, 64)
     with pytest.raises(UserError, match="at least 11x11, got 10x64"):
         ssim(small, small)
-    for metric in (psnr, pooled_psnr, ssim, information_preservation, flicker):
+    for metric in (psnr, pooled_psnr, ssim, preserved, flicker):
         with pytest.raises(UserError, match="one shape"):
             metric(noise(1), noise(2)[:1])
         with pytest.raises(UserError, match=r"\(B, 3, T, H, W\)"):

@@ -58,12 +58,17 @@ def test_few_clips_are_warned_of():
     few += [replace(one, metric=metric) for one in few for metric in ("FID", "IS")]
     assert FVD.warning() is None and all("N = 2047" in one.warning() for one in few)
     assert ["downwards" in one.warning() for one in few] == [one.metric == "IS" for one in few]
+    simulated = [
+        replace(few[0], metric="FVD", features=name).warning() for name in ("i3d", "i3d-torchscript", "videomae")
+    ]
+    assert ["400 dimensions" in warning for warning in simulated] == [True, True, False]  # I3D's are 400
     for metric in ("psnr", "KVD"):
         assert replace(FVD, metric=metric, count_real=8, count_fake=8).warning() is None
 
 
 def test_what_an_earlier_version_wrote_reads():
     new = {"preset", "draw", "covariance", "inputs", "fps", "subset", "holdout", "per_video", "short", "dataset"}
+    new |= {"across_cuts"}
     assert Protocol(**{key: value for key, value in FVD.to_dict().items() if key not in new}) == FVD
 
 
@@ -71,7 +76,8 @@ def test_a_preset_is_printed_and_not_mixed():
     latte = replace(FVD, preset="latte", draw="random", covariance="N", inputs="fakes are mp4")
     assert latte.describe() == FVD.describe() + ", fakes are mp4, clips by random, covariance 1/N, preset latte"
     assert ", covariance 1/(N-1), preset" in replace(latte, covariance="N-1").describe()
-    for field in ({"subset": "test01"}, {"dataset": "0a1b2c3d"}, {"holdout": 0.2}, {"per_video": 2}, {"short": "loop"}):
+    others = {"subset": "test01", "dataset": "0a1b2c3d", "holdout": 0.2, "per_video": 2, "short": "loop"}
+    for field in ({name: value} for name, value in {**others, "across_cuts": True}.items()):
         with pytest.raises(UserError, match=f"differ in {next(iter(field))}"):
             require_same([latte, replace(latte, **field)])
     with pytest.raises(UserError, match="differ in preset: 'latte' and 'latte, changed: count'"):

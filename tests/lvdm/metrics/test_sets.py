@@ -124,6 +124,22 @@ def test_kernel_distance_of_one_distribution_is_around_zero_and_not_clamped():
     assert values.mean().abs() < 3 * values.std() / 200**0.5
 
 
+def test_frames_of_a_clip_are_no_pair_of_the_kernel_distance():
+    """They are alike whatever the distribution: with pairs of them equal sets would be far from 0."""
+
+    def frames(key: str) -> FeatureSet:
+        of_clip = torch.randn(12, 1, 8, generator=generator(0, key)).expand(-1, 6, -1)
+        rows = of_clip + 0.1 * torch.randn(12, 6, 8, generator=generator(1, key))
+        return FeatureSet(rows.flatten(0, 1), torch.arange(12).repeat_interleave(6), [f"{key}{i}" for i in range(12)])
+
+    pairs = [(frames(f"a{i}"), frames(f"b{i}")) for i in range(60)]
+    values = torch.tensor([kernel_distance(*pair) for pair in pairs])
+    error = values.std() / 60**0.5
+    assert values.mean().abs() < 2 * error
+    alone = [tuple(clips(side.features) for side in pair) for pair in pairs]  # every frame a clip of its own
+    assert torch.tensor([kernel_distance(*pair) for pair in alone]).mean() > 10 * error
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 30), st.integers(1, 10), st.integers(0, 10**6))
 def test_kernel_distance_does_not_see_order_and_is_symmetric(n, dim, seed):
@@ -177,6 +193,14 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert (high - low) / 2 == pytest.approx(2.201 * variance.sqrt().item(), rel=2e-3)  # t of 11 degrees of freedom
 
 
+@pytest.mark.parametrize("videos, t", [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (6, 2.5706), (20, 2.0930)])
+def test_the_interval_of_few_videos_is_students(videos, t):
+    real, fake = gauss(videos, 1), gauss(40, 1, "fake")
+    low, high = interval(lambda a, b: a.features.double().mean().item(), real, fake)
+    error = (real.features.double().var() / videos).sqrt().item()
+    assert (high - low) / 2 == pytest.approx(t * error, rel=1e-2 if videos > 5 else 1e-4)
+
+
 def test_the_clips_of_a_video_go_together():
     """Five equal clips a video tell no more than one."""
     real, fake = gauss(10, 1), gauss(10, 1, "fake")
@@ -214,21 +238,37 @@ def test_the_floor_is_of_disjoint_halves():
         return frechet(a, b)
 
     real = gauss(40, 3, per_video=2)
-    found = floor(metric, real, 10)
-    assert found.count == 10 and found.low <= found.mean <= found.high and found.low < found.high
+    found = floor(metric, real, 10, 10)
+    assert found.real == found.fake == 10 and found.low <= found.mean <= found.high and found.low < found.high
     assert all(not a & b for a, b in seen) and len({frozenset(a) for a, _ in seen}) == 5
-    assert floor(frechet, real, 10) == found
+    assert floor(frechet, real, 10, 10) == found
 
 
 def test_the_floor_says_how_many_clips_it_has_and_falls_with_them():
     real = gauss(400, 3)
-    floors = [floor(frechet, real, count) for count in (10, 50, 2048)]
-    assert [f.count for f in floors] == [10, 50, 200]
+    floors = [floor(frechet, real, count, count) for count in (10, 50, 2048)]
+    assert [(f.real, f.fake) for f in floors] == [(10, 10), (50, 50), (200, 200)]
     assert floors[0].low > floors[1].high and floors[1].low > floors[2].high
+    parts = [floor(frechet, real, *counts) for counts in ((2048, 10), (380, 20), (390, 20), (10, 2048))]
+    assert [(f.real, f.fake) for f in parts] == [(390, 10), (380, 20), (380, 20), (10, 200)]
+
+
+def test_a_perfect_generator_scores_the_floor_whatever_the_counts():
+    """Real clips and samples of one Gaussian: many against few is nearer than few against few."""
+    numbers, floors = [], []
+    for i in range(12):
+        real, fake, more = gauss(300, 16, f"r{i}"), gauss(30, 16, f"f{i}"), gauss(30, 16, f"m{i}")
+        numbers.append(frechet(real, fake))
+        floors.append(floor(frechet, FeatureSet.join([real, more]), real.count, fake.count))
+    assert all((f.real, f.fake) == (300, 30) for f in floors)
+    spread = floor(frechet, gauss(3000, 16), 300, 30)
+    assert spread.low < np.mean(numbers) < spread.high
+    assert np.mean(numbers) == pytest.approx(np.mean([f.mean for f in floors]), rel=0.1)
+    assert floor(frechet, gauss(300, 16), 30, 30).low > max(numbers)
 
 
 def test_too_few_clips_have_no_interval_and_no_floor():
     assert all(math.isnan(x) for x in interval(frechet, gauss(2, 3), gauss(9, 3, "fake")))
     assert all(math.isnan(x) for x in interval(gap, gauss(8, 3, per_video=8), gauss(9, 3, "fake")))
-    found = floor(frechet, gauss(3, 3), 2048)
-    assert math.isnan(found.mean) and found.count == 1
+    found = floor(frechet, gauss(3, 3), 2048, 2048)
+    assert math.isnan(found.mean) and (found.real, found.fake) == (2, 1)

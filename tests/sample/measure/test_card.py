@@ -101,6 +101,7 @@ def test_without_videos_the_card_says_so(lvdm, vae_of, tmp_path):
     "keys, message",
     [
         ({"size": 20}, "size=20"),
+        ({"size": 16}, "size=16: lpips needs at least 31"),
         ({"speed_size": 20}, "speed_size=20"),
         ({"videos": "/nowhere"}, "/nowhere"),
         ({"vae": "univae"}, "no published"),
@@ -116,6 +117,16 @@ def test_mistakes_are_one_line(lvdm, vae_of, videos, tmp_path, capsys, keys, mes
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out" / "scores.json").exists(), "said before anything is measured"
+
+
+def test_a_card_of_single_frames_leaves_out_what_they_have_none_of(lvdm, vae_of, videos, tmp_path):
+    """No flicker, no later latent frames, no FVD: in results.json, which knows no NaN, as on the page."""
+    keys = {**KEYS, "frames": 1, "long": 3, "speed": "[]", "show": 1, "features": "i3d"}
+    assert lvdm("vae card", vae_of(), videos=videos, out=tmp_path, **keys) == 0
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [*found["quality"]["values"]["model"]] == ["PSNR", "SSIM", "LPIPS"]
+    assert found["latents"]["later_std"] == [None] * 4 and found["rfvd"] is None
+    assert ">nan" not in (tmp_path / "index.html").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,6 +171,7 @@ def test_statistics_of_latents_are_closed_forms():
     assert stats.kl == pytest.approx((0.5 + 0.5 * (9 + 4)) / 2)
     assert sum(y for _, y in stats.histogram) * (stats.histogram[1][0] - stats.histogram[0][0]) == pytest.approx(1)
     drawn = torch.randn(1, 1, 2, 200, 200, generator=torch.Generator().manual_seed(0)).double()
+    assert stats_of(drawn, torch.zeros_like(drawn)).kl is None  # infinite, which JSON has no word for
     normal = stats_of(drawn, torch.ones_like(drawn))
     assert normal.excess_kurtosis[0] == pytest.approx(0, abs=0.1)
     assert [y for _, y in normal.histogram] == pytest.approx([y for _, y in normal_curve(normal.histogram)], abs=0.02)

@@ -189,7 +189,10 @@ def test_generators_are_measured_in_one_protocol(lvdm, generators, tmp_path, cap
     assert all(row["protocol"]["count_fake"] == 6 and row["low"] <= row["high"] for r in found.values() for row in r)
     page = (out / "index.html").read_text()
     assert page.count("<video") == 4 and "no. 2" in page and "biased" in page
-    assert "FVD copies: " in capsys.readouterr().out
+    assert "floor N real / fake" in page and page.count(">3 / 3<") == 4  # six real clips
+    floor = found["copies"][0]["floor"]
+    assert f"FVD copies: {fvd['copies']:.4g} [" in (said := capsys.readouterr().out)
+    assert f", floor {floor['mean']:.4g} (N 3 / 3)" in said
 
 
 def test_sets_of_different_sizes_are_refused(lvdm, generators, tmp_path, capsys):
@@ -275,6 +278,8 @@ def test_kinds_are_told_apart(refiner, samples, videos, tmp_path):
         (["vae", "other"], {"metrics": "rfvd", "frames": 5}, "metrics=rfvd: frames=5: i3d needs at least 9"),
         (["vae", "other"], {"metrics": "fvd"}, "metrics=fvd: expected, of VAEs, some of psnr"),
         (["vae", "other"], {"size": 36}, "size=36"),
+        (["vae", "other"], {"size": 8, "metrics": "ssim"}, "size=8: ssim needs at least 11"),
+        (["vae", "other"], {"frames": 1}, "frames=1: flicker is of neighbours"),
         (["vae", "other"], {"frames": 99}, "no shot is long enough"),
         (["vae", "other"], {"videos": "/nowhere"}, "/nowhere"),
         (["vae", "/nowhere"], {}, "/nowhere: no such folder"),

@@ -83,7 +83,7 @@ def test_the_page_and_the_second_run(examined, lvdm, sides, capsys, monkeypatch)
     page = (examined / "index.html").read_text()
     assert "real stride 2, not 1" in page and SAYS["draw"] in page and "preset univae" in page
     before = json.loads((examined / "results.json").read_text())
-    monkeypatch.setattr("sample.measure.sets.extract", None)  # all features are known
+    monkeypatch.setattr("sample.measure.distances.extract", None)  # all features are known
     keys = {**sides, "features": "pixels", "stride": 1, "holdout": 0.5, "split": "all", "out": examined}
     assert lvdm("fvd doctor", **keys) == 0
     assert json.loads((examined / "results.json").read_text()) == before

@@ -17,14 +17,15 @@ from lvdm.errors import UserError
 from lvdm.latents import load_latent, save_latent
 from lvdm.media import read_video, to_float, write_video
 from lvdm.metrics import flow
-from lvdm.metrics.frames import information_preservation, pooled_psnr, psnr, ssim
-from lvdm.metrics.lpips import LPIPS
+from lvdm.metrics.frames import WINDOW, pooled_psnr, psnr, ssim
+from lvdm.metrics.lpips import LPIPS, TRUNKS
 from lvdm.metrics.protocol import Protocol, require_same
+from lvdm.metrics.sets import FeatureSet, floor, frechet
 from lvdm.rng import generator
 from sample.measure import evaluate
-from sample.measure.configs import EvaluateGeneration, EvaluateReconstruction, EvaluateRefinement, by_features
+from sample.measure.configs import SMALLEST, EvaluateGeneration, EvaluateReconstruction, EvaluateRefinement, by_features
 from sample.measure.evaluate import Table, read_results
-from sample.measure.scores import interval
+from sample.measure.scores import NETS, Scores, interval, of_clips, weights_of
 from sample.measure.scores import measure as measure_frames
 from sample.measure.sets import Files
 
@@ -163,7 +164,8 @@ def test_every_other_metric_of_a_reconstruction(measure, videos, vae_of):
     with torch.no_grad():
         y = model.decode(model.encode(x).latent_dist.mean).sample.clamp(-1, 1)
     spatial = LPIPS("alex", spatial=True)
-    expected = [pooled_psnr(x, y).mean(), information_preservation(x, y).mean(), spatial.video(x, y).mean()]
+    preserved = 1 - (x - y).double().abs().sum() / x.double().abs().sum()  # of all clips together
+    expected = [pooled_psnr(x, y).mean(), preserved, spatial.video(x, y).mean()]
     assert first.header[1::2] == ["pooled PSNR (dB)", "IP", "LPIPS (spatial)"]
     assert first.rows[0][1::2] == pytest.approx([value.item() for value in expected], rel=1e-4)
     assert Protocol(**first.protocol).features == "lpips-alex-spatial"
@@ -171,6 +173,26 @@ def test_every_other_metric_of_a_reconstruction(measure, videos, vae_of):
     assert second.title == "SSIM by position in the group" and second.rows[0][1:] == pytest.approx(
         by_position, rel=1e-4
     )
+
+
+def test_information_preservation_is_of_the_totals_and_so_is_its_interval():
+    """A clip that is mid-grey throughout has no ratio of its own, and takes nothing from the others but its error."""
+    kept = {"a": [[30.0, 40.0], [9.0, 10.0], [-1.0, 0.0]], "b": [[20.0, 40.0], [9.0, 10.0], [0.0, 0.0]]}
+    ours, theirs = (Scores({}, ["x", "y", "z"], {"model": {"IP": rows}}) for rows in kept.values())
+    values, weights = of_clips([ours, theirs], "model", "IP"), weights_of(ours, "IP")
+    assert values.mean(1).tolist() == pytest.approx([38 / 50, 29 / 50]) and weights.mean() == pytest.approx(1)
+    assert (values[0] - values[1]).tolist() == pytest.approx([0.6, 0, -0.06])  # of the mean original, 50 / 3
+    pairs = [([30.0, 9.0], [40.0, 10.0]), ([9.0, 9.0], [10.0, 10.0])]  # two videos: as often both as one of them twice
+    draws = torch.tensor([[i, j] for i in (0, 1) for j in (0, 1)])
+    for sums, whole in pairs:
+        sums, whole = torch.tensor(sums), torch.tensor(whole)
+        drawn = sums[draws].sum(1) / whole[draws].sum(1)
+        assert interval(sums, ["x", "y"], whole) == pytest.approx((drawn.min().item(), drawn.max().item()))
+
+
+def test_the_smallest_sizes_are_those_of_the_metrics():
+    nets = {key: TRUNKS[net].smallest for key, (_, net, _) in NETS.items()}
+    assert {**nets, "ssim": WINDOW, "group": WINDOW} == SMALLEST
 
 
 def test_the_protocol_says_how_each_metric_becomes_a_number(measure, videos, vae_of):
@@ -183,8 +205,8 @@ def test_the_protocol_says_how_each_metric_becomes_a_number(measure, videos, vae
     }
     table, by_group = measure("reconstruction", **keys)
     assert table.protocol["estimator"] == (
-        "mean over frames, then over clips; pooled PSNR and IP of a clip at once, then mean over clips; "
-        "PSNR capped at 100 dB; posterior mean; all frames"
+        "mean over frames, then over clips; pooled PSNR of a clip at once, then mean over clips; "
+        "IP of the sums of all clips; PSNR capped at 100 dB; posterior mean; all frames"
     )
     assert "PSNR" not in by_group.protocol["estimator"] and "groups of 4" in by_group.protocol["estimator"]
     assert table.rows[0][2::2] == [None] * 3  # one video has no interval
@@ -286,15 +308,21 @@ def test_fvd_of_both_decoders_against_real_clips_at_their_rate(measure, videos, 
         rendered = torch.cat([decode(file.latent[None]).sample.clamp(-1, 1) for file in files])
         clips = clips_of(videos, frames, stride, per_video=2)
         expected = fvd(clips.mean((1, 2, 3, 4)), rendered.mean((1, 2, 3, 4)))
-        assert table.header == ["", "FVD", "95 % from", "to", "floor", "floor N", "N real", "N fake"]
+        assert table.header[:5] == ["", "FVD", "95 % from", "to", "floor"]
+        assert table.header[5:] == ["floor's draws", "floor N real / fake", "N real", "N fake"]
         (row,) = table.rows
+        names = [row.path for row in open_index(videos).ok for _ in range(2)]
+        reals = FeatureSet(clips.mean((1, 2, 3, 4))[:, None], torch.arange(6), names)
+        bottom = floor(frechet, reals, 6, 5)
         assert row[0] == name and row[1] == pytest.approx(expected, rel=1e-3) and expected > 1e-4
-        assert row[2] < row[1] < row[3] and row[4] >= 0 and row[5:] == [3, 6, 5]
+        assert row[2] < row[1] < row[3] and row[4] == pytest.approx(bottom.mean, rel=1e-3) and bottom.mean > 1e-6
+        assert row[5:] == [f"{bottom.low:.4g} to {bottom.high:.4g}", "3 / 3", 6, 5]
         protocol = Protocol(**table.protocol)
         assert (protocol.frames, protocol.stride_real, protocol.stride_fake) == (frames, stride, 1)
         assert (protocol.count_real, protocol.count_fake, protocol.preset) == (6, 5, preset)
         assert (protocol.metric, protocol.features, protocol.split) == ("FVD", "brightness", f"{videos.name}, all")
-        assert protocol.inputs == "real clips kept as mp4 (h264)"
+        kept = ("real clips kept as mp4 (h264)", "fake clips kept as latents (rendered, not quantised)")
+        assert protocol.inputs == ", ".join(kept)
         assert "biased upwards" in table.note and table.note in printed
     stored = json.loads((tmp_path / "generation" / "results.json").read_text())
     assert [Table(**table) for table in stored] == tables
@@ -438,6 +466,8 @@ REFUSED = {
     "fps": ("reconstruction", {"fps": 9}, "fps=9: left/a.mp4 has 24 frames a second"),
     "negative fps": ("reconstruction", {"fps": -1}, "fps=-1"),
     "size": ("reconstruction", {"size": 36}, "size=36: must be divisible by 8"),
+    "size of ssim": ("reconstruction", {"size": 8}, "size=8: ssim needs at least 11"),
+    "size of lpips": ("refinement", {"size": 24, "metrics": "psnr,lpips"}, "size=24: lpips needs at least 31"),
     "no out": ("reconstruction", {"out": ""}, "out: expected the folder"),
     "no videos": ("reconstruction", {"videos": "/nowhere"}, "videos=/nowhere: expected a folder of videos"),
 }

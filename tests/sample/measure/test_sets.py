@@ -20,9 +20,10 @@ from lvdm.metrics.protocol import Protocol, preset, require_same
 from lvdm.progress import bar
 from lvdm.rng import generator
 from sample.measure.configs import EvaluateGeneration
+from sample.measure.distances import Row, features_of, measure
 from sample.measure.evaluate import set_tables
 from sample.measure.recode import CODECS, Recoded
-from sample.measure.sets import Report, Row, ahead, features_of, measure
+from sample.measure.sets import ahead, compression
 from sample.measure.sides import Sides, changed, sides_of
 
 
@@ -43,23 +44,24 @@ def config_of(samples: Path, videos: Path, **keys) -> EvaluateGeneration:
 def fvd(samples: Path, videos: Path, **keys) -> float:
     """FVD of pixels under univae."""
     pair = sides_of(config_of(samples, videos, **keys), preset("univae"), None)
-    return measure(pair.real, pair.fake, pair.preset, ["fvd"], lambda name: PixelFeatures()).rows[0].value
+    return measure(pair.real, pair.fake, pair.preset, ["fvd"], lambda name: PixelFeatures())[0].value
 
 
 def test_lossless_copies_give_one_number_whatever_their_format(tmp_path):
-    """npy, avi (ffv1), mkv (ffv1), and folders of png frames."""
+    """npy, mkv and avi (ffv1), folders of png frames, and mp4 (H.264 without loss, in RGB)."""
     arrays, videos = noise(tmp_path / "npy", 4), noise(tmp_path / "real", 5, seed=1)
     for path in arrays.iterdir():
         frames = np.load(path)
-        for name in ("mkv", "avi", "png"):
+        for name in ("mkv", "avi", "png", "mp4"):
             (tmp_path / name).mkdir(exist_ok=True)
         write_video(tmp_path / "mkv" / f"{path.stem}.mkv", frames, 24)
         remux(tmp_path / "mkv" / f"{path.stem}.mkv", tmp_path / "avi" / f"{path.stem}.avi")
+        lossless_mp4(tmp_path / "mp4" / f"{path.stem}.mp4", frames)
         (tmp_path / "png" / path.stem).mkdir()
         for i, frame in enumerate(frames):
             Image.fromarray(frame).save(tmp_path / "png" / path.stem / f"{i:04}.png")
-    numbers = [fvd(tmp_path / name, videos, stride=1) for name in ("npy", "mkv", "avi", "png")]
-    assert numbers[0] > 0.1 and numbers[1:] == 3 * numbers[:1]
+    numbers = [fvd(tmp_path / name, videos, stride=1) for name in ("npy", "mkv", "avi", "png", "mp4")]
+    assert numbers[0] > 0.1 and numbers[1:] == 4 * numbers[:1]
     whole = [fvd(tmp_path / name, videos, stride=1, size=24, resize="crop_first") for name in ("npy", "mkv")]
     assert whole[0] == whole[1] != numbers[0]
 
@@ -76,6 +78,18 @@ def remux(source: Path, target: Path) -> None:
                 after.mux(packet)
 
 
+def lossless_mp4(path: Path, frames: np.ndarray) -> None:
+    """uint8 (T, H, W, 3) as H.264 at a quantiser of 0, in RGB."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264rgb", rate=24, pix_fmt="rgb24", options={"qp": "0"})
+        stream.height, stream.width = frames.shape[1:3]
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+
+
 class Counting(PixelFeatures):
     """Pixels, and how many clips were looked at."""
 
@@ -88,7 +102,7 @@ class Counting(PixelFeatures):
         return super().__call__(videos)
 
 
-def test_one_changed_file_or_parameter_misses_the_cache_and_nothing_else_does(tmp_path):
+def test_one_changed_file_or_parameter_misses_the_cache_and_nothing_else_does(tmp_path, monkeypatch):
     samples, videos = noise(tmp_path / "samples", 3), noise(tmp_path / "real", 4, seed=1)
 
     def looked_at(network: Counting | None = None, **keys) -> int:
@@ -119,6 +133,18 @@ def test_one_changed_file_or_parameter_misses_the_cache_and_nothing_else_does(tm
     for path in videos.iterdir():
         os.utime(path, (1.7e9, 1.7e9))
     assert looked_at() == 4  # names, sizes and times are those of another dataset
+    monkeypatch.setattr("lvdm.metrics.cache.VERSION", 0)
+    assert looked_at() == 7  # what other code made
+    monkeypatch.setattr("sample.measure.sets.version", lambda name: "0")
+    assert looked_at() == 0  # arrays need no decoder
+    videos = tmp_path / "coded"
+    videos.mkdir()
+    for path in samples.iterdir():
+        write_video(videos / f"{path.stem}.mkv", np.load(path), 24)
+    assert [looked_at(), looked_at()] == [3, 0]
+    monkeypatch.undo()
+    monkeypatch.setattr("lvdm.metrics.cache.VERSION", 0)
+    assert looked_at() == 3  # what another decoder made
 
 
 def test_the_key_of_rendered_latents_is_that_of_latents_weights_and_decoder(tmp_path, samples, refiner, videos):
@@ -172,10 +198,10 @@ def test_codecs_lose_more_and_more(tmp_path):
 
 def test_two_processes_measure_what_one_does(tmp_path, monkeypatch):
     """More clips than one file of the cache, so that both have a share; forked, for the time that imports take."""
-    monkeypatch.setattr("sample.measure.sets.PART", 2)
+    monkeypatch.setattr("sample.measure.distances.PART", 2)
     samples, videos = noise(tmp_path / "samples", 5), noise(tmp_path / "real", 7, seed=1)
 
-    def measured() -> Report:
+    def measured() -> list[Row]:
         pair = sides_of(config_of(samples, videos, stride=1, count=5), preset("univae"), None)
         pixels = PixelFeatures()
         return measure(
@@ -215,21 +241,27 @@ def rows_of(samples: Path, videos: Path, metric: str = "fvd", protocol: str = "u
     config = config_of(samples, videos, **{"stride": 1, "metrics": [metric], **keys})
     pair = sides_of(config, preset(protocol), None)
     network = Level(11 if metric == "is" else 1)
-    report = measure(
+    (row,) = measure(
         pair.real, pair.fake, pair.preset, [metric], lambda _: network, beyond=pair.beyond, floor=config.floor
     )
-    return report.rows[0]
+    return row
 
 
-def test_the_floor_is_at_the_count_of_the_samples_where_there_are_twice_as_many_real_clips(tmp_path):
-    samples, videos = noise(tmp_path / "samples", 4), noise(tmp_path / "real", 9, seed=1)
+def test_the_floor_is_at_the_counts_of_the_number_where_there_are_so_many_real_clips(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 4), noise(tmp_path / "real", 11, seed=1)
+
+    def counts(**keys) -> list[int]:
+        row = rows_of(samples, videos, **keys)
+        return [row.protocol.count_real, row.protocol.count_fake, row.floor.real, row.floor.fake]
+
     row = rows_of(samples, videos, count=4)
-    assert (row.protocol.count_real, row.protocol.count_fake, row.floor.count) == (4, 4, 4)
+    assert counts(count=4) == [4, 4, 4, 4]
     without = rows_of(samples, videos, count=4, floor=False)
     assert without.floor is None and (without.value, without.low, without.high) == (row.value, row.low, row.high)
-    assert rows_of(samples, videos, count=4, holdout=0.5, split="val", frames=4).floor.count == 4
-    assert rows_of(samples, videos).floor.count == 4  # nine real clips: four a side without any more
-    assert rows_of(samples, videos, protocol="latte", count=4, frames=4, stride=3).floor.count == 4
+    assert counts(count=4, holdout=0.5, split="val", frames=4) == [4, 4, 4, 4]
+    assert counts(count=7) == [7, 4, 7, 4]  # four more real clips in the place of the samples
+    assert counts(count=9) == [9, 4, 7, 4] and counts() == [11, 4, 7, 4]  # and where there are no four more
+    assert counts(protocol="latte", count=4, frames=4, stride=3) == [4, 4, 4, 4]
 
 
 def test_what_the_floor_takes_is_beyond_what_is_compared(tmp_path):
@@ -250,6 +282,7 @@ def test_the_protocol_says_which_real_clips_and_no_two_sets_of_them_are_mixed(tm
         "holdout": {"videos": videos, "holdout": 0.5, "split": "all", "count": 3},
         "per_video": {"videos": videos, "per_video": 2, "count": 3},
         "short": {"videos": videos, "short": "loop", "count": 3},
+        "across_cuts": {"videos": videos, "across_cuts": True, "count": 3},
     }.items():
         found = rows_of(samples, frames=4, **keys).protocol
         same = rows_of(samples, videos, frames=4, count=3).protocol
@@ -258,6 +291,22 @@ def test_the_protocol_says_which_real_clips_and_no_two_sets_of_them_are_mixed(tm
         else:
             with pytest.raises(UserError, match=f"differ in {field}"):
                 require_same([found, same])
+
+
+def test_the_digest_is_that_of_what_is_drawn_not_of_labels(tmp_path):
+    samples, videos = noise(tmp_path / "samples", 2), noise(tmp_path / "real", 2, frames=24, seed=1)
+    for path in [*videos.iterdir()]:
+        (videos / "one class").mkdir(exist_ok=True)
+        path.rename(videos / "one class" / path.name)
+
+    def digest(**keys) -> str:
+        return rows_of(samples, videos, frames=8, **keys).protocol.dataset
+
+    first = digest(labels="none")
+    assert first == digest(labels="folder") and len(first) == 8
+    assert first != digest(stride=2) and first != digest(per_video=2)
+    noise(videos / "one class", 1, frames=24, seed=7)
+    assert digest() != first  # another file under the same name
 
 
 def test_a_preset_that_is_departed_from_says_so():
@@ -274,16 +323,17 @@ def test_a_preset_that_is_departed_from_says_so():
 def test_the_score_of_is_stands_beside_that_of_real_clips_with_its_deviation(tmp_path):
     samples, videos = noise(tmp_path / "samples", 10), noise(tmp_path / "real", 11, seed=1)
     row = rows_of(samples, videos, "is")
-    (table,) = set_tables(Report([row]), "samples")
-    assert table.header[2:6] == ["- one standard deviation", "+ one", "of real clips", "of N"]
-    assert row.value == pytest.approx(1, abs=1e-6) and row.floor.count == 11 and "downwards" in table.note
+    (table,) = set_tables([row], "samples")
+    assert table.header[2:7] == ["- one standard deviation", "+ one", "of real clips", "- to + one", "of N"]
+    assert table.rows[0][6:] == ["11", 11, 10] and table.rows[0][4] == row.floor.mean
+    assert row.value == pytest.approx(1, abs=1e-6) and "downwards" in table.note
     assert row.low <= row.value <= row.high
 
 
 def test_an_average_over_batches_is_called_biased_in_its_title(tmp_path):
     samples, videos = noise(tmp_path / "samples", 4), noise(tmp_path / "real", 4, seed=1)
     for metric, biased in (("fvd", True), ("kvd", False)):
-        (table,) = set_tables(Report([rows_of(samples, videos, metric, "small_batch_legacy(2)")]), "samples")
+        (table,) = set_tables([rows_of(samples, videos, metric, "small_batch_legacy(2)")], "samples")
         assert table.title.endswith(": biased, not for comparison") is biased
         assert ("averaged over small batches" in table.note) is biased
         assert Protocol(**table.protocol).describe().count("covariance") == biased
@@ -325,8 +375,67 @@ def test_real_clips_of_mixed_rates_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"stride=1: 000.npy plays at 10 fps then, samples at 20; give the stride"):
         sides()
     rates(samples, 20, 30)
-    with pytest.raises(UserError, match=r"samples: 000.npy plays at 20 fps, others at 30: a set has one rate"):
+    with pytest.raises(UserError, match=r"samples: 000.npy plays at 20 fps, others at 30: a set plays at one rate"):
         sides()
+    rates(samples, 25, 29.97)  # raw UCF101 on both sides
+    rates(real, 25, 29.97, 25, 25, 25)
+    assert sides().fake.rates == (25, 29.97)
+    rates(real, 25, 25, 25, 25, 25)
+    assert sides().real.rates == (25, 25)
+    rates(samples, 29.97, 29.97)
+    with pytest.raises(UserError, match=r"stride=1: real clips play at 25 fps then, samples at 29.97"):
+        sides()
+
+
+def test_latents_of_mixed_rates_are_samples_as_real_clips_of_them_are(tmp_path, refiner):
+    """A store of UCF101 holds latents of 25 and of 29.97 frames a second."""
+    model, real = vae.load(refiner).eval(), noise(tmp_path / "real", 3, seed=1)
+    for path, fps in zip(sorted(real.glob("*.npy")), (25, 29.97, 25), strict=True):
+        path.with_suffix(".json").write_text(json.dumps({"fps": fps}))
+
+    def sides(*kinds: tuple[float, int]) -> Sides:
+        shutil.rmtree(tmp_path / "samples", ignore_errors=True)
+        (tmp_path / "samples" / "latents").mkdir(parents=True)
+        for i, (fps, frames) in enumerate(kinds):
+            z = torch.randn(4, (frames - 1) // 4 + 1, 4, 4, generator=generator(0, "latent", i))
+            path = tmp_path / "samples" / "latents" / f"{i}.safetensors"
+            save_latent(path, z, frames, fps, model.latent_sha256())
+        return sides_of(config_of(tmp_path / "samples", real), preset("univae"), model)
+
+    fake = sides((25, 9), (29.97, 9), (25, 9)).fake
+    assert (fake.paces, fake.usual_rate, fake.size) == ([25, 29.97, 25], 25, 32)
+    with pytest.raises(UserError, match=r"one size and length, got 5 frames of 32x32, 9 frames of 32x32$"):
+        sides((25, 9), (25, 5))
+
+
+def test_a_store_of_mixed_rates_is_measured(lvdm, refiner, tmp_path, capsys):
+    """As `lvdm train latents` writes it, against the videos that it is of."""
+    real = noise(tmp_path / "real", 3, seed=1)
+    for path, fps in zip(sorted(real.glob("*.npy")), (25, 29.97, 25), strict=True):
+        path.with_suffix(".json").write_text(json.dumps({"fps": fps}))
+    keys = {"videos": real, "vae": refiner}
+    assert lvdm("train latents", **keys, frames=9, size=32, stride=1, holdout=0, out=tmp_path / "store") == 0
+    keys |= {"samples": tmp_path / "store", "features": "pixels", "protocol": "univae"}
+    assert lvdm("evaluate generation", **keys, out=tmp_path / "out") == 0, capsys.readouterr().err
+
+
+def test_what_a_vae_makes_nan_of_is_named_by_clip_and_frame(samples, refiner, videos):
+    model = vae.load(refiner).eval()
+    fake = sides_of(config_of(samples, videos), preset("univae"), model).fake
+    fake.latents[3].latent[:, 2:] = torch.nan
+    message = r"000003\.safetensors: the VAE makes NaN or infinity of its clip, in frame 5$"
+    with bar("features", 5, show=False) as progress, pytest.raises(UserError, match=message):
+        features_of(fake, PixelFeatures(), 2, 0, progress)
+
+
+def test_what_else_lies_in_a_folder_of_pictures_is_not_what_it_is_kept_as(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for name in (".DS_Store", "._0.jpg", "Thumbs.db", "notes.txt"):
+        (tmp_path / "clip" / name).write_bytes(b"x")
+    for suffix, said in (("png", ""), ("jpg", "jpg (jpg)")):
+        Image.new("RGB", (8, 8)).save(tmp_path / "clip" / f"frame_1.{suffix}")
+        assert compression([tmp_path / "clip"]) == said
+        (tmp_path / "clip" / f"frame_1.{suffix}").unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
