@@ -164,7 +164,7 @@ class Page:
 
         `protocol` says how its numbers were measured, one protocol for all of them. `best` names the columns whose
         smallest or largest value is set in bold. None and NaN mean "not measured". A string such as "31.2 ± 0.4"
-        counts as the number it starts with and is shown as it is.
+        or "+0.3 [0.1, 0.5]" counts as the number it starts with and is shown as it is.
         """
         self._add(_table(header, rows, caption, protocol, note, best or {}))
 
@@ -255,12 +255,12 @@ def _image(caption: str, image: Path | bytes) -> str:
 
 
 def _number(cell: Cell) -> float | None:
-    """The number a cell shows ("31.2 ± 0.4" shows 31.2), None when it shows none."""
+    """The number a cell shows ("31.2 ± 0.4" and "31.2 [30.8, 31.6]" show 31.2), None when it shows none."""
     if isinstance(cell, int | float):
         return None if math.isnan(cell) else float(cell)
     if isinstance(cell, Link):
         return None
-    match = re.fullmatch(r"([-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?)(?:\s*±.*|\s*%)?", cell or "")
+    match = re.fullmatch(r"([-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?)(?:\s*±.*|\s*\[.*\]|\s*%)?", cell or "")
     return float(match[1].replace(",", "")) if match else None
 
 

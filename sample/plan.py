@@ -38,6 +38,8 @@ class Step:
     """Keys that override the recipe."""
     cost: float = 1.0
     """Expected seconds, for the bar of the whole; only the ratios count."""
+    disk: float = 0.0
+    """Expected bytes of what it leaves."""
 
     def __post_init__(self) -> None:
         if self.verb not in VERBS:

@@ -5,7 +5,7 @@ import io
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,85 +16,33 @@ from lvdm import config as configs
 from lvdm.cost import parameters
 from lvdm.data.index import open_index
 from lvdm.files import write_text
-from lvdm.metrics.protocol import Protocol, require_same
+from lvdm.metrics.protocol import Protocol
 from lvdm.run import read_log
-from sample.measure.figures import ENOUGH_VIDEOS, SPREAD, around, best_of, between, versions
-from sample.measure.scores import REFERENCES, Measure, Scores, interval, of_clips, read
+from sample.measure.figures import ENOUGH_VIDEOS, around, best_of, between, versions
+from sample.measure.scores import REFERENCES, Measure, Scores, read
 from sample.plan import Plan
 from sample.tables.blocks import Block, Chart, Facts, Grid, Text, html, markdown
 from sample.tables.configs import Reproduce
 from sample.tables.distances import Distance, distances, generated, grids, trainings
 from sample.tables.ordering import order
 from sample.tables.reproduce import Model, left_out
+from sample.tables.rows import Row, columns_of, number, rows_of
 from sample.tables.showing import side_by_side
 from sample.tables.table import Table
 from sample.zoo import factors
 from train.configs import TrainVAE
 
-ALL, MIDDLE, EVEN, FIRST = slice(None), slice(1, None, 2), slice(None, None, 2), slice(1)
-FRAMES = {
-    "PSNR (dB)": ("PSNR", ALL, "PSNR"),
-    "SSIM": ("SSIM", ALL, "SSIM"),
-    "LPIPS": ("LPIPS", ALL, "LPIPS"),
-    "LPIPS (spatial)": ("LPIPS (spatial)", ALL, "LPIPS"),
-    "flicker": ("flicker", ALL, ""),
-    "PSNR, first frame": ("PSNR", FIRST, ""),
+TAKEN = {
+    "positions": ["SSIM by position: mean over the groups of 4 frames after the first frame, then over clips"],
+    "refinement": ["the encoder saw every second frame, the even ones; middle: the others"],
 }
-COLUMNS = {
-    "reconstruction": FRAMES,
-    "generation": FRAMES,
-    "positions": {
-        "PSNR (dB)": ("PSNR", ALL, "PSNR"),
-        **{f"SSIM, position {i}": ("SSIM", slice(i, None, 4), f"SSIM, position {i}") for i in (1, 2, 3, 4)},
-    },
-    "refinement": {
-        "PSNR, middle frames (dB)": ("PSNR", MIDDLE, "PSNR"),
-        "SSIM, middle": ("SSIM", MIDDLE, "SSIM"),
-        "LPIPS, middle": ("LPIPS", MIDDLE, "LPIPS"),
-        "flicker": ("flicker", ALL, ""),
-        "PSNR, even frames": ("PSNR", EVEN, ""),
-    },
-}
-"""What is shown of each kind of measurement, where it was measured: a metric, the frames it is taken over, and what the
-paper calls it."""
+"""How the columns are taken out of a clip, besides what the protocol of its scores says."""
 NOT_SHOWN = (
     "The paper's absolute values: other videos, other sizes, other numbers of samples. Compare differences and orders, "
     "never values of one table with those of the other.",
     "The order of long trainings: one of short trainings may turn round.",
     "The spread among trainings: the intervals are of the measured videos, for these very trainings.",
 )
-
-
-@dataclass
-class Row:
-    """One number of one model: its mean over clips and seeds, and its difference from the first model's."""
-
-    frames: int
-    arm: str
-    metric: str
-    mean: float
-    low: float | None
-    """Of the interval, which one video alone has not."""
-    high: float | None
-    difference: float
-    difference_low: float | None
-    difference_high: float | None
-    paper: float | None
-    paper_difference: float | None
-    seeds: list[float]
-    """The mean of each seed."""
-    seed_differences: list[float]
-    videos: int
-    """How many were measured on."""
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval of the difference leaves out 0 and the difference of every seed has its sign, of enough
-        videos and seeds to say so."""
-        if self.videos < ENOUGH_VIDEOS or len(self.seed_differences) < 2:
-            return False
-        sign = (self.difference_low > 0) - (self.difference_high < 0)
-        return sign != 0 and all(sign * difference > 0 for difference in self.seed_differences)
 
 
 def write(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Model, Measure]]) -> Path:
@@ -105,7 +53,7 @@ def write(config: Reproduce, table: Table, plan: Plan, measured: list[tuple[Mode
     found, apart = rows_of(table, scores), list(distances(config, table))
     facts = facts_of(config, plan, measured)
     blocks = list(content(config, table, plan, measured, scores, found, apart, facts))
-    return save(config, table, blocks, facts, [asdict(row) for row in found], [asdict(one) for one in apart])
+    return save(config, table, blocks, facts, [asdict(row) for row in found], [one.line() for one in apart])
 
 
 def save(
@@ -114,55 +62,10 @@ def save(
     """The page in its four formats; `numbers` are dictionaries of one kind each."""
     out, lines = Path(config.out), [line for kind in numbers for line in kind]
     results = {"table": table.title, "scale": config.scale, "facts": facts, "results": lines}
-    write_text(out / "results.json", json.dumps(results, indent=2))
+    write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False))
     write_text(out / "results.csv", csv_of(lines))
     write_text(out / "results.md", markdown(table.title, blocks))
     return html(table.title, blocks).write(out / "index.html")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers
-
-
-def rows_of(table: Table, scores: dict[str, list[dict[int, Scores]]]) -> list[Row]:
-    """Every number of every arm at every length; scores of other protocols or clips are a UserError."""
-    rows, arms = [], [table.arms[name] for name in scores]
-    for frames in scores[arms[0].name][0]:
-        by_arm = {name: [run[frames] for run in runs] for name, runs in scores.items()}
-        require_same(Protocol(**s.protocol) for runs in by_arm.values() for s in runs)
-        sources = by_arm[arms[0].name][0].sources
-        for column, (metric, part, papers) in columns_of(table, by_arm[arms[0].name][0]).items():
-            base = of_clips(by_arm[arms[0].name], "model", metric, part)
-            for arm in arms:
-                values = of_clips(by_arm[arm.name], "model", metric, part)
-                change = values - base
-                theirs, first = arm.paper.get(papers), arms[0].paper.get(papers)
-                rows.append(
-                    Row(
-                        frames,
-                        arm.name,
-                        column,
-                        *(values.mean().item(), *interval(values.mean(0), sources)),
-                        *(change.mean().item(), *interval(change.mean(0), sources)),
-                        theirs,
-                        None if theirs is None or first is None else round(theirs - first, 6),
-                        values.mean(1).tolist(),
-                        change.mean(1).tolist(),
-                        len(set(sources)),
-                    )
-                )
-    return rows
-
-
-def columns_of(table: Table, measured: Scores) -> dict[str, tuple[str, slice, str]]:
-    """The columns of a table whose metric was measured."""
-    return {name: column for name, column in COLUMNS[table.what].items() if column[0] in measured.values["model"]}
-
-
-def by_frame(runs: list[Scores], metric: str) -> list[tuple[float, float]]:
-    """(frame, mean over clips and seeds) of a metric."""
-    means: Tensor = torch.stack([torch.tensor(s.values["model"][metric], dtype=torch.float64).mean(0) for s in runs])
-    return list(enumerate(means.mean(0).tolist()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,13 +87,13 @@ def content(
     yield warning(config, table)
     yield Text("Ours", ["± is half of the 95 % interval over videos (bootstrap). The first model is the base."])
     for frames in lengths:
-        yield ours(table, [row for row in rows if row.frames == frames], scores[names[0]][0][frames])
+        yield ours(config, table, [row for row in rows if row.frames == frames], scores[names[0]][0][frames])
     if len(names) > 1:
         for frames in lengths:
-            yield differences(table, [row for row in rows if row.frames == frames])
+            yield differences(config, [row for row in rows if row.frames == frames])
     if apart:
         yield Text("Generated", ["Samples of a transformer trained on each model's latents, against real videos."])
-        yield from grids(table, apart)
+        yield from grids(config, apart)
         yield from trainings(config, table)
     yield from clips(config, table, measured)
     yield from curves(scores, lengths[-1])
@@ -210,7 +113,11 @@ def content(
 
 def warning(config: Reproduce, table: Table) -> Text:
     """What kind of table it is."""
-    kinds = {"tiny": "A trial of the machinery.", "small": "Short trainings.", "paper": "The paper's settings."}
+    kinds = {
+        "tiny": "These numbers mean nothing: this is a trial of the machinery.",
+        "small": "Short trainings.",
+        "paper": "The paper's settings.",
+    }
     return Text("", [f"{kinds[config.scale]} Scale {config.scale}: {table.scales[config.scale].note}"], warning=True)
 
 
@@ -232,12 +139,18 @@ def curves(scores: dict[str, list[dict[int, Scores]]], frames: int) -> Iterator[
         yield Chart(f"{metric} by frame, {frames} frames", lines, "frame", unit)
 
 
+def by_frame(runs: list[Scores], metric: str) -> list[tuple[float, float]]:
+    """(frame, mean over clips and seeds) of a metric."""
+    means: Tensor = torch.stack([torch.tensor(s.values["model"][metric], dtype=torch.float64).mean(0) for s in runs])
+    return list(enumerate(means.mean(0).tolist()))
+
+
 def papers(table: Table) -> Iterator[Block]:
     """What the paper says, in words and numbers."""
     metrics = list(dict.fromkeys(metric for arm in table.arms.values() for metric in arm.paper))
     yield Text("The paper", [table.says] if metrics else [table.says, table.protocol])
     if metrics:
-        cells = [[name, *(arm.paper.get(metric) for metric in metrics)] for name, arm in table.arms.items()]
+        cells = [[name, *map(arm.paper.get, metrics)] for name, arm in table.arms.items()]
         yield Grid("The paper's numbers", ["", *metrics], cells, table.protocol, best=best_of(metrics))
 
 
@@ -276,36 +189,31 @@ def learning(measured: list[tuple[Model, Measure]]) -> Iterator[Block]:
         yield Chart(label, lines, "samples", label, log=True)
 
 
-def ours(table: Table, rows: list[Row], reference: Scores) -> Grid:
+def ours(config: Reproduce, table: Table, rows: list[Row], reference: Scores) -> Grid:
     """The numbers at one length, each with its interval; below them what needs no training, or less of it."""
     name = REFERENCES["refinement" if table.what == "refinement" else "reconstruction"]
     columns = columns_of(table, reference)
     header, cells = ["", *columns], []
     for arm in dict.fromkeys(row.arm for row in rows):
         cells.append([arm, *(around(r.mean, r.low, r.high) for r in rows if r.arm == arm)])
-    floor = [of_clips([reference], name, metric, part)[0] for metric, part, _ in columns.values()]
-    cells.append([name, *(around(v.mean().item(), *interval(v, reference.sources)) for v in floor)])
-    if table.what == "positions":
-        header.append(SPREAD)
-        means = {arm: [r.mean for r in rows if r.arm == arm and r.metric != "PSNR (dB)"] for arm, *_ in cells[:-1]}
-        means[name] = [v.mean().item() for v in floor[1:]]
-        for line in cells:
-            line.append(max(means[line[0]]) - min(means[line[0]]))
+    cells.append([name, *(around(*number([reference], column, name).around) for column in columns.values())])
     note = ""
     if max(len(row.seeds) for row in rows) > 1:
         first = next(iter(columns))
         single = [f"{r.arm}: {', '.join(f'{s:.4g}' for s in r.seeds)}" for r in rows if r.metric == first]
         note = f"Means of seeds. {first} of each: {'; '.join(single)}."
-    described = Protocol(**reference.protocol).describe()
-    return Grid(f"Ours, {rows[0].frames} frames", header, cells, described, note, best_of(header[1:]))
+    protocol = Protocol(**reference.protocol)
+    protocol = replace(protocol, estimator="; ".join([protocol.estimator, *TAKEN.get(table.what, [])]))
+    best = {} if config.trial else best_of(columns)
+    return Grid(f"Ours, {rows[0].frames} frames", header, cells, protocol.describe(), note, best)
 
 
-def differences(table: Table, rows: list[Row]) -> Grid:
+def differences(config: Reproduce, rows: list[Row]) -> Grid:
     """Our differences from the first model beside the paper's, and which of ours are clear."""
     first, *others = dict.fromkeys(row.arm for row in rows)
     header, cells = ["", "clear"], [[name] for name in others]
     for line in cells:
-        line.append(", ".join(r.metric for r in rows if r.arm == line[0] and r.clear) or "nothing")
+        line.append(", ".join(r.metric for r in rows if r.arm == line[0] and first in r.clear) or "nothing")
     metrics = list(dict.fromkeys(row.metric for row in rows))
     for metric in metrics:
         mine = {row.arm: row for row in rows if row.metric == metric}
@@ -318,8 +226,10 @@ def differences(table: Table, rows: list[Row]) -> Grid:
                 line.append(None if row.paper_difference is None else f"{row.paper_difference:+.4g}")
     orders = []
     for metric in metrics:
-        mine = [row for row in rows if row.metric == metric]
-        orders.append(order(metric, {row.arm: row.mean for row in mine}, {row.arm: row.paper for row in mine}))
+        mine = {row.arm: row for row in rows if row.metric == metric}
+        theirs = {} if config.trial else {name: row.paper for name, row in mine.items()}
+        means = {name: row.mean for name, row in mine.items()}
+        orders.append(order(metric, means, theirs, lambda a, b, mine=mine: b in mine[a].clear))
     note = (
         f"In brackets the 95 % interval over {rows[0].videos} videos. clear: it leaves out 0 and all seeds agree, of at"
         f" least {ENOUGH_VIDEOS} videos and 2 seeds. Best first: {' '.join(orders)}"
@@ -350,11 +260,11 @@ def facts_of(config: Reproduce, plan: Plan, measured: list[tuple[Model, Measure]
 
 
 def csv_of(lines: list[dict[str, object]]) -> str:
-    """A line a number; seeds separated by blanks, what a kind of number has not left empty."""
+    """A line a number; lists separated by semicolons, what a kind of number has not left empty."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for line in lines for key in line))
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in line.items()})
+        writer.writerow({k: "; ".join(map(str, v)) if isinstance(v, list) else v for k, v in line.items()})
     return text.getvalue()

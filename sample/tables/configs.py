@@ -43,3 +43,8 @@ class Reproduce:
         choice(self, "scale", ("tiny", "small", "paper"))
         at_least(self, seeds=0)
         self.out = self.out or f"runs/{self.table.removesuffix('.yaml').rpartition('/')[2]}-{self.scale}"
+
+    @property
+    def trial(self) -> bool:
+        """Whether it only tries the machinery, so that its numbers mean nothing."""
+        return self.scale == "tiny"

@@ -17,7 +17,7 @@ from lvdm.errors import UserError
 from lvdm.run import RunFolder
 from sample.plan import Plan, Step
 from sample.tables.configs import Reproduce
-from sample.tables.estimate import disk, seconds, start
+from sample.tables.estimate import NO_CHAIN, Chain, disk, seconds, start
 from sample.tables.table import Arm, Stage, Table, key_of, load_table
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 HOLDOUT = 0.2
 """The part of each shot that is measured on, where there is no folder for that."""
+SEEDED = ("train dit", "sample")
+"""What follows a model with the model's own seed; the seed of measurements draws the real clips, the same for all."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The plan
@@ -49,6 +51,15 @@ class Model:
     @property
     def folder(self) -> str:
         return f"{self.arm.folder}-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return named(self.arm.name, self.seed)
+
+
+def named(arm: str, seed: int) -> str:
+    """A model, as pages call it."""
+    return f"{arm}, seed {seed}" if seed else arm
 
 
 def given_of(config: Reproduce, name: str) -> str:
@@ -104,11 +115,9 @@ def plan_of(config: Reproduce, table: Table) -> Plan:
         steps.append(step_of(config, table, stage, stage.verb, stage.name, keys))
     for model in models:
         if model.trained:
-            name = f"{model.arm.name}, seed {model.seed}" if model.seed else model.arm.name
             keys = data | {"out": model.vae, "seed": model.seed}
-            steps.append(step_of(config, table, model.arm, table.verb, name, keys))
-    for step in steps:
-        step.cost = start(step.verb) + seconds(step.verb, step.resolve(), scale.width)
+            steps.append(step_of(config, table, model.arm, table.verb, model.name, keys))
+    reckon(steps, scale.width)
     steps += [step for model in models for _, step in chains_of(config, table, model)]
     return Plan(config.out, steps)
 
@@ -135,10 +144,22 @@ def step_of(
     known = {field.name for field in dataclasses.fields(step.config_class())}
     step.set = {key: value for key, value in keys.items() if key in known}
     step.set |= {key: moved(config, table, value) for key, value in stage.set.items()}
-    model = stage.set.get("model") or (configs.read_yaml(stage.config).get("model") if stage.config else "")
-    for which in dict.fromkeys((verb, model, stage.name, *also)):
+    for which in dict.fromkeys((verb, model_of(stage), stage.name, *also)):
         step.set = over(step.set, changes.get(which, {}))
     return step
+
+
+def model_of(stage: Stage | Arm) -> str:
+    """The registry's name of what it trains or makes, if any."""
+    return stage.set.get("model") or (configs.read_yaml(stage.config).get("model") if stage.config else "")
+
+
+def reckon(steps: list[Step], width: int, chain: Chain = NO_CHAIN) -> None:
+    """Says of each step what it may cost."""
+    for step in steps:
+        config = step.resolve()
+        step.cost = start(step.verb) + seconds(step.verb, config, width, chain)
+        step.disk = disk(step.verb, config, width, chain)
 
 
 def over(given: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
@@ -149,12 +170,10 @@ def over(given: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
 
 def chains_of(config: Reproduce, table: Table, model: Model) -> Iterator[tuple[str, Step]]:
     """(dataset, step) of all that follows a model."""
-    width = table.scales[config.scale].width
     for name, data in table.datasets.items():
         c3d = config.c3d if data.inception else ""
         places = {"vae": model.vae, "recipe": data.recipe, "labels": data.labels, "c3d": c3d}
-        keys = {"videos": folder_of(config, name), "seed": model.seed}
-        before: dict[str, Any] = {}
+        steps = []
         for stage in table.chain:
             if "{c3d}" in stage.set.values() and not c3d:
                 continue
@@ -164,16 +183,31 @@ def chains_of(config: Reproduce, table: Table, model: Model) -> Iterator[tuple[s
                 config=stage.config.format(**places),
                 set={k: v.format(**places) if isinstance(v, str) else v for k, v in stage.set.items()},
             )
-            title = f"{model.arm.name}{f', seed {model.seed}' if model.seed else ''}, {data.title}: {stage.name}"
-            step = step_of(config, table, filled, stage.verb, title, keys | {"out": places[stage.name]}, name)
-            before[stage.verb] = step.resolve()
-            step.cost = start(stage.verb) + seconds(stage.verb, before[stage.verb], width, before, data.videos)
-            yield name, step
+            title = f"{model.name}, {title_of(config, table, name)}: {stage.name}"
+            keys = {"videos": folder_of(config, name), "out": places[stage.name]}
+            if stage.verb in SEEDED:
+                keys["seed"] = model.seed
+            steps.append(step_of(config, table, filled, stage.verb, title, keys, name))
+        by_verb = {step.verb: step.resolve() for step in steps}
+        chain = Chain(data.videos, model_of(model.arm), model.arm.set.get("model_args.z", 4), by_verb)
+        reckon(steps, table.scales[config.scale].width, chain)
+        yield from ((name, step) for step in steps)
+
+
+def set_of(config: Reproduce, name: str) -> str:
+    """The folder that was given for a dataset, if any."""
+    return {key_of(key): folder for key, folder in config.sets.items()}.get(key_of(name), "")
 
 
 def folder_of(config: Reproduce, name: str) -> str:
     """The folder of a dataset's videos."""
-    return {key_of(key): folder for key, folder in config.sets.items()}.get(key_of(name), config.videos)
+    return set_of(config, name) or config.videos
+
+
+def title_of(config: Reproduce, table: Table, name: str) -> str:
+    """What the paper calls a dataset; where it was not given, that others are in its place."""
+    title = table.datasets[name].title
+    return title if set_of(config, name) else f"videos in the place of {title}"
 
 
 def measures(config: Reproduce, table: Table) -> Iterator[tuple[Model, "Measure"]]:
@@ -331,14 +365,15 @@ def describe(config: Reproduce) -> str:
     shape = f"{scale.size}x{round(scale.size * scale.aspect)}"
     what = f"speed ({', '.join(table.works)})" if table.what == "speed" else table.what
     hours = sum(step.cost - start(step.verb) for step in plan.steps) / 3600
-    gigabytes = sum(disk(step.verb, step.resolve(), scale.width) for step in plan.steps) / 1e9
+    gigabytes = sum(step.disk for step in plan.steps) / 1e9
     about = "under 0.1" if hours < 0.1 else f"about {hours:,.1f}"
+    sets = ", for datasets of the published sizes" if table.datasets else ""
     lines = [f"{table.title}. {config.scale}: {scale.note}", plan.describe()]
     lines.append(f"{len(plan.steps) + 1}. {what} of {models} models: {scale.frames} frames of {shape}")
     if table.what != "speed":
         lines += [f"left out: {name}; {how}" for name, how in left_out(config, table).items()]
     lines.append(
-        f"{about} hours of one H200 (reckoned from the steps of published code there, not measured),"
+        f"{about} hours of one H200 (reckoned from the steps of published code there, not measured{sets}),"
         f" up to {gigabytes:,.1f} GB of disk"
     )
     return "\n".join(line for line in lines if line)

@@ -27,10 +27,14 @@ class Figure:
     low: float
     """The smallest."""
     high: float
-    times: float
-    """How many times the first model's."""
+    times: float | None
+    """How many times the first model's, where that could be timed."""
     paper: float | None
     paper_times: float | None
+
+    def apart(self, other: "Figure") -> bool:
+        """Whether all rounds of one took longer than all of the other."""
+        return self.low > other.high or self.high < other.low
 
 
 def write(config: Reproduce, table: Table, timed: Timing) -> Path:
@@ -55,9 +59,9 @@ def figures(table: Table, rows: dict[tuple[str, str], Row]) -> Iterator[Figure]:
         timed = {arm: rounds(rows, arm, FIGURES[name]) for arm in table.arms}
         values = {arm: [1 / s for s in times] if unit == "it/s)" else times for arm, times in timed.items() if times}
         for arm, own in values.items():
-            theirs, median = table.arms[arm].paper.get(metric), statistics.median(own)
-            times = median / statistics.median(values[first.name]) if first.name in values else float("nan")
-            paper_times = None if theirs is None else theirs / first.paper[metric]
+            theirs, median = table.arms[arm].told.get(metric), statistics.median(own)
+            times = median / statistics.median(values[first.name]) if first.name in values else None
+            paper_times = None if theirs is None else theirs / first.told[metric]
             yield Figure(arm, metric, median, min(own), max(own), times, theirs, paper_times)
 
 
@@ -88,11 +92,14 @@ def content(
     )
     names = list(dict.fromkeys(one.metric for one in found))
     for metric in names:
-        own = [one for one in found if one.metric == metric]
-        cells = [[o.arm, o.mean, o.low, o.high, o.times, o.paper_times] for o in own]
+        own = {one.arm: one for one in found if one.metric == metric}
+        cells = [[o.arm, o.mean, o.low, o.high, o.times, o.paper_times] for o in own.values()]
         header = ["", metric, "from", "to", "times the first", "the paper's times"]
-        ordered = order(metric, {o.arm: o.mean for o in own}, {o.arm: o.paper for o in own})
-        yield Grid(metric, header, cells, protocol, f"Best first: {ordered}")
+        theirs = {} if config.trial else {arm: one.paper for arm, one in own.items()}
+        means = {arm: one.mean for arm, one in own.items()}
+        ordered = order(metric, means, theirs, lambda a, b, own=own: own[a].apart(own[b]))
+        note = f"Best first: {ordered} clear: every round of one took longer than all of the other."
+        yield Grid(metric, header, cells, protocol, note)
     header, lines = bench.table(("model", "work"), rows)
     yield Grid("All that was timed", header, lines, protocol)
     yield from papers(table)

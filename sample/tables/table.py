@@ -59,8 +59,20 @@ class Arm:
     """A model that a stage has trained, in the place of a training of its own."""
     weights: str = ""
     """Where its published weights are, which given.ARM may name."""
-    paper: dict[str, float] = field(default_factory=dict)
-    """The paper's own numbers, by metric."""
+    paper: dict[str, str] = field(default_factory=dict)
+    """The paper's own numbers, by metric, as it prints them: in quotes where they end in 0."""
+
+    def __post_init__(self) -> None:
+        for metric, number in self.paper.items():
+            try:
+                float(number)
+            except ValueError:
+                raise UserError(f"paper.{metric}={number!r}: expected a number") from None
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The paper's own numbers, by metric."""
+        return {metric: float(number) for metric, number in self.paper.items()}
 
     @property
     def folder(self) -> str:

@@ -47,7 +47,8 @@ def run(config: Timing) -> None:
     folder = RunFolder(config.out, config)
     if not folder.finished:
         rows = [{"model": model, "work": work, **asdict(row)} for (model, work), row in measure(config).items()]
-        write_text(folder.path / "results.json", json.dumps({"machine": machine(device()), "rows": rows}, indent=2))
+        found = {"machine": machine(device()), "rows": rows}
+        write_text(folder.path / "results.json", json.dumps(found, indent=2, allow_nan=False))
         folder.finish(rows=len(rows))
 
 

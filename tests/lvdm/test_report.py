@@ -246,13 +246,13 @@ def test_legend_shows_the_last_value_by_x():
 
 
 def test_numbers_are_right_aligned_and_carry_their_value_for_sorting():
-    rows = [["b", 31.267, 1_000, "3.5 ± 0.1"], ["a", 9.5, 20, "12.25"], ["c", nan, None, None]]
+    rows = [["b", 31.267, 1_000, "3.5 ± 0.1"], ["a", 9.5, 20, "-1.25 [-2, +0.5]"], ["c", nan, None, None]]
     tree = table(["name", "PSNR", "count", "FVD"], rows)
     assert ["number" in a.get("class", "") for a, _ in tree.all("th")] == [False, True, True, True]
     assert [t for _, t in column(tree, 1, 4)] == ["31.27", "9.50", "–"]
     assert [t for _, t in column(tree, 2, 4)] == ["1,000", "20", "–"]
-    assert [t for _, t in column(tree, 3, 4)] == ["3.5 ± 0.1", "12.25", "–"]
-    for index, expected in ((1, [31.267, 9.5]), (2, [1000, 20]), (3, [3.5, 12.25])):
+    assert [t for _, t in column(tree, 3, 4)] == ["3.5 ± 0.1", "-1.25 [-2, +0.5]", "–"]
+    for index, expected in ((1, [31.267, 9.5]), (2, [1000, 20]), (3, [3.5, -1.25])):
         values = [a.get("data-value") for a, _ in column(tree, index, 4)]
         assert values.pop() is None and [float(v) for v in values] == expected
     assert all("data-value" not in a for a, _ in column(tree, 0, 4))
