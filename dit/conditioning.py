@@ -58,7 +58,10 @@ class Condition:
 
 
 class LabelEmbedding(nn.Module):
-    """Class labels (N,) to vectors (N, width). The null class is the last row, there only when labels are dropped."""
+    """Class labels (N,) to vectors (N, width). The null class is the last row, there only when labels are dropped.
+
+    Raises UserError for the null class where there is none, on a CPU: a GPU would have to be waited for.
+    """
 
     def __init__(self, num_classes: int, label_dropout: float, width: int):
         super().__init__()
@@ -66,4 +69,6 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Embedding(num_classes + (label_dropout > 0), width)
 
     def forward(self, labels: Tensor) -> Tensor:
+        if labels.device.type == "cpu" and self.null == len(self.table.weight) and bool((labels < 0).any()):
+            raise UserError("label -1: this model has no null class (label_dropout=0); give each video its class")
         return self.table(torch.where(labels < 0, self.null, labels))

@@ -5,6 +5,8 @@ place, and so on. Tokens stay (B, T, N, D) throughout, N = places a frame, D = w
 dit/__init__.py.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -147,8 +149,7 @@ class Latte(ModelMixin, ConfigMixin):
         self.head = Head(width, out_channels * patch**2)
         self.gradient_checkpointing = False
         self._set_tables()
-        # Tables are not in the checkpoint: a model built on the meta device gets them when it gets its weights.
-        self.register_load_state_dict_post_hook(lambda model, _: model._set_tables(model.patch_embed.weight.device))
+        self.register_load_state_dict_post_hook(_tables_follow_weights)
         self._init_weights()
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition | None = None) -> Tensor:
@@ -160,7 +161,7 @@ class Latte(ModelMixin, ConfigMixin):
         Raises UserError when the shape or the kind of condition is not the config's.
         """
         condition, frames = condition or Condition(), self.config.frames
-        images = self._check_input(x, condition)
+        images = self._check_input(x, timestep, condition)
         out = self._denoise(x[:, :, :frames], self._embed(timestep, condition.labels), [*self.blocks])
         if images:
             # To a spatial block a frame is a sequence of its own, so an image is a video of one frame.
@@ -176,7 +177,13 @@ class Latte(ModelMixin, ConfigMixin):
         for block in self.blocks:
             block.attention.backend = check_backend(backend)
 
-    def _check_input(self, x: Tensor, condition: Condition) -> int:
+    def compile_repeated_blocks(self, **options: Any) -> None:
+        """Compiles the blocks, in place, each as one graph. `options` are those of torch.compile."""
+        # Batches of several sizes, images and previews are more graphs than torch's own limit allows
+        torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
+        super().compile_repeated_blocks(**{"fullgraph": True, **options})
+
+    def _check_input(self, x: Tensor, timestep: Tensor, condition: Condition) -> int:
         """The number of images that follow the frames of each video; raises UserError for input that does not fit."""
         c = self.config
         if x.ndim != 5 or (x.shape[1], *x.shape[3:]) != (c.in_channels, *c.size) or x.shape[2] < c.frames:
@@ -189,9 +196,13 @@ class Latte(ModelMixin, ConfigMixin):
             raise UserError("this Latte has condition='none' but labels were given")
         if c.condition == "class" and labels is None:
             raise UserError("this Latte has condition='class' but none was given")
-        if c.condition == "class" and images != (0 if image_labels is None else image_labels.shape[1]):
-            found = "none" if image_labels is None else tuple(image_labels.shape)
-            raise UserError(f"{images} images follow each video: expected image_labels (B, {images}), got {found}")
+        for name, given in (("timestep", timestep), ("labels", labels)):
+            if given is not None and given.shape != x.shape[:1]:
+                raise UserError(f"{name} of shape {tuple(given.shape)}: expected one a video, ({len(x)},)")
+        found = None if image_labels is None else tuple(image_labels.shape)
+        if c.condition == "class" and found != ((len(x), images) if images else None):
+            wanted = f"image_labels {(len(x), images)}" if images else "none"
+            raise UserError(f"{images} images follow each video: expected {wanted}, got {found or 'none'}")
         return images
 
     def _denoise(self, x: Tensor, vector: Tensor, blocks: list[Block]) -> Tensor:
@@ -241,12 +252,20 @@ class Latte(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.head.linear.weight)
 
 
-def _check(config) -> None:
+def _tables_follow_weights(model: Latte, _: Any) -> None:
+    """Tables are not in the checkpoint: a model built on the meta device gets them when it gets its weights."""
+    model._set_tables(model.patch_embed.weight.device)
+
+
+def _check(config: Any) -> None:
     """Raises UserError, naming the key, for a config that makes no Latte."""
     for key in ("in_channels", "frames", "patch", "depth", "width", "heads"):
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key}={config[key]!r}: expected a whole number of at least 1")
-    height, width = config.size
+    size = config.size if isinstance(config.size, list | tuple) else ()
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise UserError(f"size={config.size!r}: expected latent height and width, e.g. [32, 32]")
+    height, width = size
     if config.depth < 2 or config.depth % 2:
         raise UserError(f"depth={config.depth}: expected an even number, spatial and temporal blocks come in pairs")
     if config.width % config.heads or config.width % 4:
@@ -257,6 +276,8 @@ def _check(config) -> None:
         raise UserError(f"condition={config.condition!r}: expected 'none' or 'class'")
     if config.condition == "class" and config.num_classes < 1:
         raise UserError("condition='class' needs num_classes: the number of labels in the data")
+    if not 0 <= config.label_dropout <= 1:
+        raise UserError(f"label_dropout={config.label_dropout}: expected a share, 0 to 1")
     if config.objective not in ("noise", "flow"):
         raise UserError(f"objective={config.objective!r}: expected 'noise' or 'flow'")
     if config.objective == "flow" and config.learn_sigma:

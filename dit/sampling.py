@@ -1,7 +1,7 @@
 """Latents from a transformer: the one way of `lvdm sample`, the pipeline and the previews of training."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit.conditioning import Condition
 from lvdm.errors import UserError
-from lvdm.samplers import guided, sample
+from lvdm.samplers import OnStep, guided, sample
 
 
 def draw(
@@ -19,14 +19,14 @@ def draw(
     scheduler: Any,
     steps: int,
     guidance: float = 1.0,
-    on_step: Callable[[int], None] | None = None,
+    on_step: OnStep | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Normalised latents (B, C, t, h, w) fp32, a video a generator (of the CPU), on `device`: the model's if None.
 
     `condition` holds B labels, or none for an unconditional model, which ignores `guidance`. `scheduler` is one of
-    `lvdm.samplers` that fits the model's objective; `on_step(done)` is called after each of the `steps`. UserError for
-    fewer than 1 or more than 1000 of them.
+    `lvdm.samplers` that fits the model's objective; `on_step` is as there. UserError for fewer than 1 or more than 1000
+    `steps`.
     """
     config, device = model.config, device or model.device
     denoise = guided(model, condition.to(device), 1.0 if config.condition == "none" else guidance)

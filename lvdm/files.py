@@ -25,6 +25,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Removes what `replacing` left in `folder` where its process was killed; nobody may be writing there."""
+    for part in folder.glob(".*.part*"):
+        part.unlink(missing_ok=True)
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` as the whole of `path`."""
     with replacing(path) as part:

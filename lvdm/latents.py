@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lvdm.errors import UserError
-from lvdm.files import write_bytes
+from lvdm.files import remove_parts, write_bytes
 
 VERSION = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -249,8 +249,7 @@ class LatentWriter:
             raise UserError(
                 f"{self.folder}: {len(missing)} of {self.manifest.shards} shards missing ({first}); {AGAIN}"
             )
-        for leftover in self.folder.glob(".*.part*"):  # of writers that were killed
-            leftover.unlink()
+        remove_parts(self.folder)
         shards = range(self.manifest.shards)
         moments = [_metadata(_open_shard(self.folder, self.manifest, shard)) for shard in shards]
         means, variances = np.array([m["mean"] for m in moments]), np.array([m["var"] for m in moments])

@@ -129,8 +129,13 @@ class RunFolder:
         barrier()
 
     def resume(self, read: Callable[[str], Any]) -> int:
-        """Loads the last whole checkpoint with `read(folder)`, cuts the log back to it, and returns its samples."""
+        """Loads the last whole checkpoint with `read(folder)`, cuts the log back to it, and returns its samples.
+
+        Checkpoints that a kill left half written go.
+        """
         samples = self.latest()
+        for partial in self.path.glob("checkpoints/partial-*") if self.main else ():
+            shutil.rmtree(partial)
         if samples:
             read(str(self._checkpoints()[-1]))
         kept = [record for record in self.records() if record.get("samples", 0) <= samples]

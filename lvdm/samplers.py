@@ -20,6 +20,7 @@ from lvdm import diffusion
 from lvdm.errors import UserError, nearest
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+OnStep = Callable[[int, Tensor], Tensor | None]
 
 SAMPLERS = {"noise": ("ddpm", "ddim", "dpm++"), "flow": ("euler",)}
 """The samplers of each objective, its default first."""
@@ -132,14 +133,15 @@ def sample(
     steps: int,
     generators: Sequence[torch.Generator],
     device: torch.device | str = "cpu",
-    on_step: Callable[[int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Draws from the model behind `denoise` in `steps` steps of `scheduler`; returns (B, *shape) fp32 on `device`.
 
     `denoise(x, t)` takes x (B, *shape) fp32 and t (B,), the timesteps of training (int64, for flows fp32), and returns
     (B, C, ...) or (B, 2C, ...), whose second half, the variance's v, is for `DDPM` alone. There is one CPU generator a
-    video and B of them; a video's noise comes from its own alone. `on_step(done)` is called after each step. Any
-    scheduler of diffusers will do that fits the objective. UserError unless there are 1 to 1000 steps.
+    video and B of them; a video's noise comes from its own alone. `on_step(done, x)` is called after each step, and a
+    tensor that it returns takes the place of x. Any scheduler of diffusers will do that fits the objective. UserError
+    unless there are 1 to 1000 steps.
     """
     _set_timesteps(scheduler, steps)
     generators = list(generators)
@@ -153,7 +155,8 @@ def sample(
             output, _ = diffusion.split_variance(output, x.shape[1])
         x = scheduler.step(output, t, x, **extra).prev_sample
         if on_step is not None:
-            on_step(done)
+            changed = on_step(done, x)
+            x = x if changed is None else changed
     return x
 
 

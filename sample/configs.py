@@ -1,5 +1,7 @@
 """What can be set in each program that uses trained models. Importing this imports no torch."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -62,6 +64,12 @@ class Generate:
         at_least(self, count=1, steps=1, batch=1)
         if self.steps > 1000:
             raise UserError(f"steps={self.steps}: expected 1 to 1000")
+
+    def bytes_of(self, latent: Sequence[int], raw: int) -> int:
+        """About those of the files of a video: its latent of that shape, and `raw` bytes of frames. What is raw is
+        exact, FFV1 is smaller than that, mp4 mostly below an eighth."""
+        kept = 4 * math.prod(latent) if self.keep_latents else 0
+        return kept + (raw // 8 if self.format == "mp4" else raw)
 
 
 @dataclass

@@ -23,13 +23,24 @@ def run(config: Export) -> Path:
     transformer, model = dit.load(config.dit), vae.load(config.vae)
     space_of(transformer, model, f"dit={config.dit}", f"vae={config.vae}")
     scheduler = make_scheduler(transformer.config.objective, config.sampler)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    LVDMPipeline(model, transformer, scheduler).save_pretrained(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    replace(out, LVDMPipeline(model, transformer, scheduler))
     print(f'{out}: transformer, VAE and {type(scheduler).__name__}; LVDMPipeline.from_pretrained("{out}") loads it')
     return out
+
+
+def replace(out: Path, pipe: LVDMPipeline) -> None:
+    """Writes `pipe` to the folder `out`, which at any moment holds all of the old one, all of the new one or, between
+    two renames, nothing: then a kill leaves both beside it, and the next export begins by putting the old one back."""
+    new, old = (out.with_name(f".{out.name}.{which}") for which in ("new", "old"))
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    pipe.save_pretrained(new)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:

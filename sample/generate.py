@@ -1,9 +1,7 @@
 """Draw new videos from a trained DiT (`lvdm sample`, `accelerate launch -m sample.generate`)."""
 
 import json
-import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +12,19 @@ import torch
 import dit
 import vae
 from dit.conditioning import Condition
+from dit.cost import sample_cost
 from dit.sampling import draw, guidance_of
 from lvdm import accelerator as accelerators
 from lvdm import cost
 from lvdm.cli import program
 from lvdm.errors import UserError
-from lvdm.files import require_space, write_text
+from lvdm.files import remove_parts, require_space, write_text
 from lvdm.latents import LatentSpace, load_latent, save_latent, weights_hash
 from lvdm.media import contact_sheet, read_video
 from lvdm.progress import bar
 from lvdm.rng import generator
 from lvdm.run import RunFolder
-from lvdm.samplers import SAMPLERS, make_scheduler
+from lvdm.samplers import SAMPLERS, OnStep, make_scheduler
 from sample.configs import Generate
 from sample.gallery import Rendering, write_gallery
 from sample.pipeline import class_ids, space_of
@@ -46,7 +45,10 @@ def run(config: Generate) -> Path:
     model = vae.load(config.vae).to(accelerator.device)
     space = space_of(transformer, model, f"dit={config.dit}", f"vae={config.vae}")
     folder.bind(dit=weights_hash(transformer.state_dict()), vae=model.identity())
-    if (folder.finished or {"videos": 0})["videos"] >= config.count:  # a finished run may be asked for more
+    there = (folder.finished or {"videos": 0})["videos"]
+    if there >= config.count:  # a finished run may be asked for more
+        if accelerator.is_main_process:
+            print(f"{folder.path}: finished with {there} videos; count={config.count} asks for no more of them")
         accelerators.close(accelerator)
         return folder.path
     job = Job(config, folder.path, transformer, model, space)
@@ -54,6 +56,8 @@ def run(config: Generate) -> Path:
     if config.compile:
         transformer.compile_repeated_blocks()
 
+    if accelerator.is_main_process:
+        job.remove_parts()
     todo = [i for i in range(config.count) if not job.done(i)]
     accelerator.wait_for_everyone()  # all share out the same list: nobody draws before everybody has looked
     require_space(folder.path, len(todo) * job.bytes_a_video, f"for {len(todo)} videos")
@@ -63,7 +67,7 @@ def run(config: Generate) -> Path:
     with bar("sample", len(own) * config.steps, show=accelerator.is_main_process) as progress:
         for ids in own:
             with torch.no_grad(), accelerator.autocast():
-                job.draw(ids, lambda _: progress.advance())
+                job.draw(ids, lambda *_: progress.advance())
                 job.render(ids)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -100,6 +104,11 @@ class Job:
         for name in ("latents", *self.decoders):
             (self.path / name).mkdir(exist_ok=True)
 
+    def remove_parts(self) -> None:
+        """What a killed run left half written."""
+        for name in ("latents", *self.decoders):
+            remove_parts(self.path / name)
+
     def latent(self, i: int) -> Path:
         return self.path / "latents" / f"{i:06d}.safetensors"
 
@@ -122,15 +131,13 @@ class Job:
 
     @property
     def bytes_a_video(self) -> int:
-        """An estimate of its files: what is raw is exact, FFV1 is smaller than that, mp4 mostly below an eighth."""
-        c = self.transformer.config
-        latent = 4 * c.in_channels * c.frames * math.prod(c.size) if self.config.keep_latents else 0
-        raw = sum(3 * r.frames * r.height * r.width for r in self.renderings)
-        return latent + (raw // 8 if self.config.format == "mp4" else raw)
+        """An estimate of its files."""
+        c, raw = self.transformer.config, sum(3 * r.frames * r.height * r.width for r in self.renderings)
+        return self.config.bytes_of((c.in_channels, c.frames, *c.size), raw)
 
     # ---- work --------------------------------------------------------------------------------------------------------
 
-    def draw(self, ids: list[int], on_step: Callable[[int], None]) -> None:
+    def draw(self, ids: list[int], on_step: OnStep) -> None:
         """Writes the latents of videos `ids` that are missing, drawn in a batch padded to `config.batch`."""
         ids = [i for i in ids if not self.latent(i).exists() and not self.done(i)]
         if not ids:
@@ -205,14 +212,10 @@ def choose_labels(config: Generate, space: LatentSpace) -> list[int]:
 
 def describe(config: Generate) -> str:
     """Parameters and FLOPs of a video, for `--dry-run`."""
-    transformer = dit.load(config.dit).to("meta")
-    c, guidance = transformer.config, guidance_of(transformer, config.guidance)
-    with torch.device("meta"):
-        latent = torch.empty(1, c.in_channels, c.frames, *c.size)
-        condition = Condition(torch.zeros(1, dtype=torch.int64) if c.condition == "class" else None)
-        step = cost.forward_cost(lambda: transformer(latent, torch.zeros(1), condition))
-    passes = config.steps * (1 if guidance == 1 else 2)
-    return cost.describe_forward(f"a video in {config.steps} steps", cost.parameters(transformer), step, passes)
+    transformer = dit.load(config.dit)
+    passes = config.steps * (1 if guidance_of(transformer, config.guidance) == 1 else 2)
+    count, step = cost.parameters(transformer), sample_cost(transformer)
+    return cost.describe_forward(f"a video in {config.steps} steps", count, step, passes)
 
 
 def main(argv: list[str] | None = None) -> int:

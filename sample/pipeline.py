@@ -18,6 +18,7 @@ from torch import Tensor
 import dit
 import vae
 from dit.conditioning import Condition
+from dit.latte import Latte
 from dit.sampling import draw, guidance_of
 from lvdm import samplers
 from lvdm.errors import UserError, nearest
@@ -25,6 +26,7 @@ from lvdm.latents import LatentSpace
 from lvdm.media import to_uint8
 from lvdm.registry import class_name
 from sample.render import frames, require_refiner
+from vae.base import VideoVAE
 
 
 @dataclass
@@ -37,6 +39,14 @@ class LVDMPipelineOutput(BaseOutput):
     """Frames a second: twice the clips' own where D2 rendered them."""
 
 
+class _Interrupted(Exception):
+    """Ends the drawing, with what there is."""
+
+    def __init__(self, latents: Tensor):
+        super().__init__()
+        self.latents = latents
+
+
 class LVDMPipeline(DiffusionPipeline):
     """Draws videos: `pipe(class_labels=["Biking"], generator=torch.Generator().manual_seed(0)).frames`.
 
@@ -47,8 +57,9 @@ class LVDMPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 (diffusers' name)
 
-    def __init__(self, vae: Any, transformer: Any, scheduler: SchedulerMixin):
+    def __init__(self, vae: VideoVAE, transformer: Latte, scheduler: SchedulerMixin):
         super().__init__()
         self.space = space_of(transformer, vae)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
@@ -73,6 +84,12 @@ class LVDMPipeline(DiffusionPipeline):
         )
         return pipe if torch_dtype is None else pipe.to(torch_dtype)
 
+    @classmethod
+    def from_pipe(cls, pipeline: "LVDMPipeline", **kwargs: Any) -> "LVDMPipeline":
+        """Another pipeline of the same parts, but for those given: `LVDMPipeline.from_pipe(pipe, scheduler=...)`."""
+        # diffusers takes over a part of exactly the class that __init__ names, and a VAE is of any
+        return super().from_pipe(pipeline, **{"vae": pipeline.vae, **kwargs})
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As of any pipeline, `push_to_hub=True` included; UserError for a VAE that has left float32."""
         if self.vae.dtype != torch.float32:
@@ -95,7 +112,8 @@ class LVDMPipeline(DiffusionPipeline):
         refine: bool | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "np",
-        callback_on_step_end: Callable[[Any, int, Tensor, dict], Any] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> LVDMPipelineOutput | tuple:
         """Draws `num_videos` videos of each of `class_labels`, or so many of an unconditional model.
@@ -110,7 +128,11 @@ class LVDMPipeline(DiffusionPipeline):
             generator: a list gives every video its own noise, whatever its neighbours; one serves them in turn; None
                 takes seeds from torch's global state.
             output_type: "np", "pt", "pil", or "latent", normalised ones (see `LatentScale`).
-            callback_on_step_end: called as (pipe, step, timestep, {}) after each step.
+            callback_on_step_end: called as (pipe, step, timestep, {"latents": x}) after each step, x being normalised
+                and fp32; the "latents" of what it returns take x's place. Setting `pipe._interrupt = True` in it leaves
+                out the steps to come.
+            callback_on_step_end_tensor_inputs: what the callback gets of ["latents"]; a PipelineCallback of diffusers
+                says so itself.
             return_dict: False gives (frames,).
 
         Raises UserError for what does not fit.
@@ -118,28 +140,27 @@ class LVDMPipeline(DiffusionPipeline):
         labels = self._labels(class_labels, num_videos)
         refine = self.vae.spec.refines if refine is None else refine
         require_refiner(self.vae, refine, "pipeline")
-        self._check(num_frames, output_type)
+        wanted = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        self._check(num_frames, output_type, wanted)
         condition = Condition.of_classes(labels, self.transformer.config.num_classes) if labels else Condition()
         generators = _generators(generator, len(labels) or num_videos)
         guidance = guidance_of(self.transformer, guidance_scale)
 
+        self._interrupt = False
         with self.progress_bar(total=num_inference_steps) as progress:
 
-            def on_step(done: int) -> None:
+            def on_step(done: int, x: Tensor) -> Tensor:
                 progress.update()
-                if callback_on_step_end is not None:
-                    callback_on_step_end(self, done - 1, self.scheduler.timesteps[done - 1], {})
+                x = self._heard(callback_on_step_end, wanted, done, x)
+                if self._interrupt:
+                    raise _Interrupted(x)
+                return x
 
-            latents = draw(
-                self.transformer,
-                condition,
-                generators,
-                self.scheduler,
-                num_inference_steps,
-                guidance,
-                on_step,
-                self._execution_device,
-            )
+            parts = self.transformer, condition, generators, self.scheduler
+            try:
+                latents = draw(*parts, num_inference_steps, guidance, on_step, self._execution_device)
+            except _Interrupted as stop:
+                latents = stop.latents
         shown = latents if output_type == "latent" else self._shown(latents, refine, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -160,7 +181,14 @@ class LVDMPipeline(DiffusionPipeline):
         ids = class_ids([asked] if isinstance(asked, int | str) else asked, self.space.classes, "class_labels")
         return [label for label in ids for _ in range(num_videos)]
 
-    def _check(self, num_frames: int | None, output_type: str) -> None:
+    def _heard(self, callback: Callable | None, wanted: Sequence[str], done: int, x: Tensor) -> Tensor:
+        """The latents `x` after `done` steps, or those that the callback puts in their place."""
+        if callback is None:
+            return x
+        said = callback(self, done - 1, self.scheduler.timesteps[done - 1], {name: x for name in wanted})
+        return (said or {}).get("latents", x)
+
+    def _check(self, num_frames: int | None, output_type: str, tensor_inputs: Sequence[str]) -> None:
         """Refuses what neither the models nor the scheduler would."""
         if num_frames not in (None, self.space.num_frames):
             raise UserError(
@@ -169,6 +197,10 @@ class LVDMPipeline(DiffusionPipeline):
             )
         if output_type not in (known := ("np", "pt", "pil", "latent")):
             raise UserError(f"output_type={output_type!r}: expected one of {', '.join(known)}")
+        if unknown := [name for name in tensor_inputs if name not in self._callback_tensor_inputs]:
+            raise UserError(
+                f"callback_on_step_end_tensor_inputs: expected some of {self._callback_tensor_inputs}, got {unknown}"
+            )
         objective = self.transformer.config.objective
         wanted = {"noise": "epsilon", "flow": "flow_prediction"}[objective]
         found = self.scheduler.config.get("prediction_type", "flow_prediction")  # schedulers for flows alone have none

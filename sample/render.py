@@ -11,6 +11,7 @@ import vae
 from lvdm.accelerator import device
 from lvdm.cli import program
 from lvdm.errors import UserError
+from lvdm.files import remove_parts
 from lvdm.latents import LatentFile, load_latent
 from lvdm.media import to_uint8, write_video
 from lvdm.progress import bar
@@ -26,6 +27,7 @@ def run(config: Render) -> Path:
     model = vae.load(config.vae).to(device())
     require_refiner(model, config.refine, config.vae)
     model.enable_tiling(config.tile, frames=config.tile_frames)
+    remove_parts(folder.path)
     missing = [file for file in files if not (folder.path / f"{file.stem}.mp4").exists()]
     with bar("render", len(missing)) as progress:
         latents = load_all(model, missing, config.vae)
@@ -65,7 +67,7 @@ def render(model: VideoVAE, latent: LatentFile, path: Path, refine: bool) -> Non
 def latent_files(latents: str) -> list[Path]:
     """The latent files that a path names."""
     path = Path(latents)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    files = sorted(path.glob("[!.]*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
         raise UserError(
             f"latents={latents}: expected a .safetensors latent file or a folder of them"

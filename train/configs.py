@@ -4,7 +4,8 @@ Every threshold is counted in samples (clips seen), so that a recipe means the s
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -473,6 +474,10 @@ class Latents(Tiles, Videos):
         """Whether one video becomes one latent file."""
         return self.out.endswith(".safetensors")
 
+    def bytes_of(self, shape: Sequence[int], count: int) -> int:
+        """Of the means and variances of `count` items of that shape."""
+        return 2 * count * math.prod(shape) * (4 if self.dtype == "float32" else 2)
+
     def __post_init__(self) -> None:
         Videos.__post_init__(self)
         Tiles.__post_init__(self)
@@ -513,8 +518,8 @@ class TrainDiT(Training):
     images: str = ""
     """A second store, of single frames (lvdm train latents frames=1, same VAE and size), for joint image-video
     training."""
-    images_per_video: int = 8
-    """Images seen with each video, where there is a store of them."""
+    images_per_video: int = 0
+    """Images seen with each video, of that store; 0 is none."""
     attention: str = "sdpa"
     """Kernel of attention: sdpa, xformers or math (written out, in fp32)."""
     compile: bool = False
@@ -545,7 +550,7 @@ class TrainDiT(Training):
         choice(self, "condition", ("auto", "class", "none"))
         choice(self, "objective", ("noise", "flow"))
         choice(self, "attention", ("sdpa", "xformers", "math"))
-        at_least(self, label_dropout=0.0, workers=0, images_per_video=1, preview_every=0, preview_count=1)
+        at_least(self, label_dropout=0.0, workers=0, images_per_video=0, preview_every=0, preview_count=1)
         at_least(self, preview_steps=1)
         for key, most in (("label_dropout", 1.0), ("preview_steps", 1000)):
             if not getattr(self, key) <= most:

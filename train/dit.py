@@ -1,7 +1,7 @@
 """A diffusion transformer learns the latents of a store (`lvdm train dit`, `accelerate launch -m train.dit`)."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dit
 from dit.conditioning import Condition
+from dit.cost import sample_cost
 from lvdm import accelerator as accelerators
 from lvdm import cost, trackers
 from lvdm.cli import program
@@ -54,7 +55,7 @@ def run(config: TrainDiT) -> Path:
     preview = Preview(config, model, draws.space) if config.preview_every and accelerator.is_main_process else None
     # Before a bf16 engine rounds the weights
     ema, timer, guard = EMA(model, config.ema), Timer(), LossGuard(config, folder, accelerator)
-    meter, flops = Meter(accelerator), step_cost(replace(config, gradient_checkpointing=False), draws).passes()
+    meter, flops = Meter(accelerator), sample_cost(model, config.images_per_video, backward=True).passes()
     denoiser, optimizer = accelerator.prepare(model, adam(model.parameters(), config))
     descent = Descent(accelerator, denoiser, optimizer, guard)
     accelerator.register_for_checkpointing(ema, timer, guard, meter)
@@ -78,7 +79,7 @@ def run(config: TrainDiT) -> Path:
                 clip = config.clip if config.clip and seen >= config.clip_start else math.inf
                 for _ in range(config.accumulate):
                     batch = next(batches).to(device)
-                    with accelerator.accumulate(denoiser), accelerator.autocast():
+                    with accelerator.accumulate(denoiser):  # which casts by itself, as it was prepared
                         noisy = learnt.add_noise(batch.latent, batch.timestep, batch.noise)
                         output = denoiser(noisy, batch.timestep, batch.condition(model.label_embed is not None))
                         terms = learnt.losses(output, batch.latent, noisy, batch.timestep, batch.noise)
@@ -163,7 +164,7 @@ class Draws:
         self.timestep = objective(config.objective).timestep
         self.store, self.images = open_stores(config)
         self.space = LatentSpace.of(self.store)
-        self.images_per_video = config.images_per_video if self.images else 0
+        self.images_per_video = config.images_per_video
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -216,6 +217,13 @@ def collate(items: list[tuple[int, dict[str, Any]]]) -> Batch:
 
 def open_stores(config: TrainDiT) -> tuple[LatentStore, LatentStore | None]:
     """The videos' store and, if asked for, the images', which must be of the same VAE, size and classes."""
+    if config.images_per_video and not config.images:
+        raise UserError(
+            f"images_per_video={config.images_per_video}: expected images=STORE beside it, a store of single frames"
+            " (lvdm train latents frames=1)"
+        )
+    if config.images and not config.images_per_video:
+        raise UserError(f"images={config.images}: expected images_per_video beside it, e.g. images_per_video=8")
     store = LatentStore(config.latents)
     if not config.images:
         return store, None
@@ -268,28 +276,17 @@ def fresh_model(config: TrainDiT, draws: Draws) -> Any:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
-        model.compile_repeated_blocks(fullgraph=True)
+        model.compile_repeated_blocks()
     return model
-
-
-def step_cost(config: TrainDiT, draws: Draws) -> cost.StepCost:
-    """FLOPs and activations of one sample."""
-    images = draws.images_per_video
-    with torch.device("meta"):
-        model = fresh_model(replace(config, compile=False, attention="sdpa"), draws)  # the others need a device
-        labels = torch.zeros(1, dtype=torch.int64)
-        classes = Condition(labels, labels.expand(1, images) if images else None)
-        condition = classes if model.label_embed is not None else Condition()
-        latent, t = torch.empty(1, *draws.shape), torch.zeros(1)
-        return cost.forward_cost(lambda: model(latent, t, condition), backward=True)
 
 
 def describe(config: TrainDiT) -> str:
     """Parameters, FLOPs and memory of a step of each phase, for `--dry-run`."""
     draws = Draws(config)
     with torch.device("meta"):
-        count = cost.parameters(fresh_model(config, draws))
-    step, lines = step_cost(config, draws), []
+        model = fresh_model(config, draws)
+    count, lines = cost.parameters(model), []
+    step = sample_cost(model, config.images_per_video, backward=True, checkpointing=config.gradient_checkpointing)
     for phase in config.phases:
         name = f"{config.model}, {phase.batch} latents of {draws.shape}"
         flops, kept = step.passes() * phase.batch, step.activation_bytes * phase.batch // config.accumulate

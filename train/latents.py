@@ -48,7 +48,7 @@ def run(config: Latents) -> Path:
     if accelerator.is_main_process:
         print(summary(config, clips, windows, writer.manifest.shape))
         left = sum(len(writer.manifest.items(shard)) for shard in missing)
-        require_space(folder.path, bytes_of(config, writer.manifest.shape, left), "for the latents")
+        require_space(folder.path, config.bytes_of(writer.manifest.shape, left), "for the latents")
     accelerator.wait_for_everyone()
 
     with bar("latents", len(missing), show=accelerator.is_main_process) as progress:
@@ -199,13 +199,8 @@ def describe(config: Latents) -> str:
 
 def summary(config: Latents, clips: Clips, windows: list[Window], shape: Sequence[int]) -> str:
     """What the store will hold, and its size on disk."""
-    size = bytes_of(config, shape, len(windows)) / 2**20
+    size = config.bytes_of(shape, len(windows)) / 2**20
     return f"{len(windows)} clips of {len(clips)} videos, latents {tuple(shape)}, {size:.1f} MiB on disk"
-
-
-def bytes_of(config: Latents, shape: Sequence[int], count: int) -> int:
-    """Bytes of the means and variances of `count` items."""
-    return 2 * count * torch.Size(shape).numel() * (4 if config.dtype == "float32" else 2)
 
 
 def main(argv: list[str] | None = None) -> int:

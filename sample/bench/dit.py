@@ -9,6 +9,7 @@ import torch
 
 import dit
 from dit.conditioning import Condition
+from dit.cost import sample_cost
 from dit.sampling import draw
 from lvdm import accelerator as accelerators
 from lvdm import bench, cost
@@ -59,21 +60,13 @@ def build(config: BenchDiT, way: str, device: torch.device) -> Any:
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if way == "compiled":
-        model.compile_repeated_blocks(fullgraph=True)
+        model.compile_repeated_blocks()
     return model.to(device)
 
 
-def forward_flops(config: BenchDiT) -> int:
-    """Of one sample."""
-    with torch.device("meta"):
-        model = build(config, "eager", torch.device("meta"))
-        x, label = torch.empty(1, config.channels, config.frames, *config.size), torch.zeros(1, dtype=torch.int64)
-        return cost.forward_cost(lambda: model(x, torch.zeros(1), Condition(label))).flops
-
-
-def guided_flops(config: BenchDiT) -> int:
+def guided_flops(config: BenchDiT, model: Any) -> int:
     """Of a batch's sampling: every step sees each latent with its class and without."""
-    return 2 * config.steps * config.batch * forward_flops(config)
+    return 2 * config.steps * config.batch * sample_cost(model).flops
 
 
 def training_step(config: BenchDiT, model: Any, device: torch.device) -> Work:
@@ -100,7 +93,7 @@ def training_step(config: BenchDiT, model: Any, device: torch.device) -> Work:
     def held() -> Iterator[torch.Tensor]:
         return chain(model.parameters(), ema.shadow.values())
 
-    return Work(step, 3 * forward_flops(config) * config.batch, held=held, turns=2)
+    return Work(step, sample_cost(model, backward=True).passes() * config.batch, held=held, turns=2)
 
 
 def sampling(config: BenchDiT, model: Any, device: torch.device) -> Work:
@@ -114,7 +107,7 @@ def sampling(config: BenchDiT, model: Any, device: torch.device) -> Work:
         with torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
             draw(model, condition, generators, make_scheduler("noise"), config.steps, guidance=7.0)
 
-    return Work(videos, guided_flops(config), held=model.parameters)
+    return Work(videos, guided_flops(config, model), held=model.parameters)
 
 
 def plain_loop(config: BenchDiT, model: Any, device: torch.device) -> Work:
@@ -138,7 +131,7 @@ def plain_loop(config: BenchDiT, model: Any, device: torch.device) -> Work:
             eps = null[:, : config.channels] + 7.0 * (given - null)[:, : config.channels]
             x = scheduler.step(torch.cat([eps, given[:, config.channels :]], 1), timestep, x).prev_sample
 
-    return Work(videos, guided_flops(config), held=model.parameters)
+    return Work(videos, guided_flops(config, model), held=model.parameters)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -142,6 +142,23 @@ def test_the_kernel_gets_views_of_the_projection(axis, monkeypatch):
     assert {tuple(x.shape) for x in views} == {tokens}
 
 
+@pytest.mark.parametrize("axis, sequences", [("space", 2 * 5), ("time", 2 * 8)])
+@torch.no_grad()
+def test_sequences_in_another_order_give_the_same_in_that_order(axis, sequences):
+    """Frames of all videos are the sequences of spatial attention, places those of temporal attention."""
+    layer, x = SelfAttention(24, 3, axis), torch.randn(2, 5, 8, 24)
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(1))
+
+    def permuted(x: torch.Tensor) -> torch.Tensor:
+        x = x if axis == "space" else x.transpose(1, 2)
+        x = x.flatten(0, 1)[order].unflatten(0, (2, -1))
+        return x if axis == "space" else x.transpose(1, 2)
+
+    out = layer(x, *UNMODULATED)
+    torch.testing.assert_close(layer(permuted(x), *UNMODULATED), permuted(out))
+    assert not torch.allclose(permuted(out), out, atol=1e-3)
+
+
 @pytest.mark.parametrize("axis", ["space", "time"])
 @torch.no_grad()
 def test_attention_along_either_axis_copies_nothing(axis):

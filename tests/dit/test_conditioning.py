@@ -52,4 +52,7 @@ def test_labels_pick_rows_and_the_null_class_is_the_last():
 
 
 def test_without_label_dropout_there_is_no_null_class():
-    assert LabelEmbedding(num_classes=5, label_dropout=0, width=3).table.weight.shape == (5, 3)
+    embedding = LabelEmbedding(num_classes=5, label_dropout=0, width=3)
+    assert embedding.table.weight.shape == (5, 3) and embedding(torch.tensor([4, 0])).shape == (2, 3)
+    with pytest.raises(UserError, match=r"label -1: this model has no null class \(label_dropout=0\)"):
+        embedding(torch.tensor([4, -1]))

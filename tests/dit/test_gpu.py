@@ -29,7 +29,7 @@ def test_equals_the_cpu(compiled):
         expected = model(x, t, Condition(labels))
         model = model.cuda()
         if compiled:
-            model.compile_repeated_blocks(fullgraph=True)
+            model.compile_repeated_blocks()
         found = model(x.cuda(), t.cuda(), Condition(labels.cuda())).cpu()
         with torch.autocast("cuda", torch.bfloat16):
             rough = model(x.cuda(), t.cuda(), Condition(labels.cuda())).float().cpu()
@@ -52,8 +52,10 @@ def test_training_step_is_1_6_times_as_fast_as_the_official_one_in_60_percent_of
 
 
 @pytest.mark.slow
-def test_sampling_is_1_6_times_as_fast_as_a_plain_loop():
-    config = BenchDiT(model="latte-xl/2", batch=4, frames=5, steps=20, rounds=5)
+def test_sampling_in_250_steps_is_1_6_times_as_fast_as_a_plain_loop():
+    """Four guided videos are 4 x 2 x 250 passes of 1.22 TFLOP: 9.4 s at the official code's 260 TFLOP/s and 5.9 s where
+    the target is met, so 46 s with the first turns and two rounds, and what compilation takes."""
+    config = BenchDiT(model="latte-xl/2", batch=4, frames=5, steps=250, rounds=2)
     eager, compiled = (bench_dit.build(config, way, device()) for way in ("eager", "compiled"))
     ways = {"ours": bench_dit.sampling(config, compiled, device())}
     ways["plain"] = bench_dit.plain_loop(config, eager, device())

@@ -1,6 +1,7 @@
 """Latte against a literal transcription of its equations, and the promises of its contract."""
 
 import math
+import pickle
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit.conditioning import Condition
-from dit.latte import Latte, modulated_norm
+from dit.latte import Block, Latte, modulated_norm
 from lvdm import cost
 from lvdm.errors import UserError
 
@@ -273,7 +274,7 @@ def test_compiled_blocks_are_two_kinds_and_have_equal_gradients(graphs):
     x, t = batch()
     plain, _ = gradients(latte(), x, t)
     model = latte()
-    model.compile_repeated_blocks(fullgraph=True)
+    model.compile_repeated_blocks()
     for _ in range(3):
         model.zero_grad(set_to_none=True)
         model(x, t).square().mean().backward()
@@ -282,11 +283,20 @@ def test_compiled_blocks_are_two_kinds_and_have_equal_gradients(graphs):
         torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
+def test_blocks_are_compiled_as_one_graph_each_for_all_sizes_that_may_come(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Block, "compile", lambda self, **options: asked.append(options))
+    with torch._dynamo.config.patch(recompile_limit=8):  # torch's own
+        latte().compile_repeated_blocks(mode="max-autotune")
+        assert torch._dynamo.config.recompile_limit >= 256
+    assert asked == [{"fullgraph": True, "mode": "max-autotune"}] * CONFIG["depth"]
+
+
 def test_compiled_blocks_keep_the_attention_switch_and_take_images(graphs):
     x, t = joint_batch()
     model = latte()
     expected = model(x, t)
-    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    model.compile_repeated_blocks(backend="eager")
     for backend in ("sdpa", "math", "sdpa"):
         model.set_attention_backend(backend)
         for _ in range(2):
@@ -364,10 +374,12 @@ def test_images_train_all_but_the_temporal_blocks():
 
 def test_input_with_images_that_does_not_fit_is_a_user_error():
     x, t = joint_batch()
-    with pytest.raises(UserError, match=r"2 images follow each video: expected image_labels \(B, 2\), got none"):
+    with pytest.raises(UserError, match=r"2 images follow each video: expected image_labels \(2, 2\), got none"):
         latte(**CLASSES)(x, t, Condition(IMAGES["labels"]))
-    with pytest.raises(UserError, match=r"0 images follow each video: expected .*, got \(2, 2\)"):
+    with pytest.raises(UserError, match=r"0 images follow each video: expected none, got \(2, 2\)"):
         latte(**CLASSES)(x[:, :, :3], t, Condition(**IMAGES))
+    with pytest.raises(UserError, match=r"expected image_labels \(2, 2\), got \(1, 2\)"):  # which would broadcast
+        latte(**CLASSES)(x, t, Condition(IMAGES["labels"], IMAGES["image_labels"][:1]))
     with pytest.raises(UserError, match="condition='class' but none was given"):
         latte(**CLASSES)(x, t, Condition(None, IMAGES["image_labels"]))
     with pytest.raises(UserError, match="condition='none' but labels were given"):
@@ -388,6 +400,12 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, low_memory):
     condition = Condition.of_classes([1, 4], 5)
     assert torch.equal(again(x, t, condition), model(x, t, condition))
     assert not any("table" in name for name in model.state_dict() if "label" not in name)
+
+
+@torch.no_grad()
+def test_pickled_it_is_the_same():
+    model, (x, t) = latte(), batch()
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x, t), model(x, t))
 
 
 @torch.no_grad()
@@ -425,6 +443,11 @@ def test_built_on_the_meta_device_it_gets_its_tables_with_its_weights(assign):
         ({"size": (4, 7)}, r"size=\(4, 7\): expected multiples of patch=2"),
         ({"condition": "text"}, "condition='text'"),
         ({"condition": "class"}, "needs num_classes"),
+        ({"size": 8}, r"size=8: expected latent height and width, e.g. \[32, 32\]"),
+        ({"size": [4, 4, 4]}, r"size=\[4, 4, 4\]: expected latent height and width"),
+        ({"size": [0, 4]}, r"size=\[0, 4\]: expected latent height and width"),
+        ({**CLASSES, "label_dropout": 1.5}, "label_dropout=1.5: expected a share, 0 to 1"),
+        ({**CLASSES, "label_dropout": -0.1}, "label_dropout=-0.1: expected a share, 0 to 1"),
         ({"objective": "x0"}, "objective='x0': expected 'noise' or 'flow'"),
         ({"objective": "flow"}, "objective='flow' .*: set learn_sigma=False"),
     ],
@@ -449,3 +472,10 @@ def test_input_that_does_not_fit_is_a_user_error():
         latte()(x, t, Condition.of_classes([0, 1], 5))
     with pytest.raises(UserError, match="condition='class' but none was given"):
         latte(**CLASSES)(x, t)
+    for labels in ([1], [0, 1, 2]):  # one would broadcast
+        with pytest.raises(UserError, match=rf"labels of shape \({len(labels)},\): expected one a video, \(2,\)"):
+            latte(**CLASSES)(x, t, Condition.of_classes(labels, 5))
+    with pytest.raises(UserError, match=r"timestep of shape \(1,\): expected one a video, \(2,\)"):
+        latte()(x, t[:1])
+    with pytest.raises(UserError, match="label -1: this model has no null class"):
+        latte(**CLASSES, label_dropout=0.0)(x, t, Condition.of_classes([0, -1], 5))

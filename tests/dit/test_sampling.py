@@ -33,7 +33,7 @@ def generators(count):
 def test_latents_are_those_of_the_sampler(objective, sampler):
     model = latte(objective=objective, learn_sigma=objective == "noise", **CLASSES)
     condition, done = Condition.of_classes([0, 2], 3), []
-    got = draw(model, condition, generators(2), make_scheduler(objective, sampler), 4, 3.0, done.append)
+    got = draw(model, condition, generators(2), make_scheduler(objective, sampler), 4, 3.0, lambda i, x: done.append(i))
     denoise = guided(model, condition, 3.0)
     assert torch.equal(got, sample(denoise, make_scheduler(objective, sampler), SHAPE, 4, generators(2)))
     assert got.dtype == torch.float32 and got.shape == (2, *SHAPE) and done == [1, 2, 3, 4]

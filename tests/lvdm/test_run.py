@@ -207,6 +207,16 @@ def test_a_kill_while_writing_leaves_the_last_whole_checkpoint(folder):
     assert [path.name for path in (folder.path / "checkpoints" / "000000016").iterdir()] == ["state"]
 
 
+def test_half_a_checkpoint_goes_when_the_run_goes_on_whatever_comes_next(folder):
+    save(folder, 8)
+    (folder.path / "checkpoints" / "partial-000000016").mkdir()
+    RunFolder(folder.path, Config(), main=False).resume(lambda path: None)
+    assert checkpoints(folder) == ["000000008", "partial-000000016"]  # one process removes
+    RunFolder(folder.path, Config()).resume(lambda path: None)
+    save(folder, 12)
+    assert checkpoints(folder) == ["000000008", "000000012"]
+
+
 def test_the_last_ones_are_kept(folder):
     assert folder.latest() == 0
     for samples in (8, 16, 24, 32):

@@ -367,7 +367,7 @@ def test_a_scheduler_keeps_nothing_between_samples(sampler):
 
 @pytest.mark.parametrize("sampler", OBJECTIVE)
 def test_a_stopped_sample_leaves_nothing_behind(sampler):
-    def stop(done: int) -> None:
+    def stop(done: int, x: Tensor) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
@@ -412,9 +412,32 @@ def test_all_but_the_model_is_fp32(sampler):
 
 @pytest.mark.parametrize("sampler", OBJECTIVE)
 def test_progress_is_told_after_each_step(sampler):
-    done: list[int] = []
-    sample(gaussian(sampler), scheduler_of(sampler), (2, 2), 5, generators(0), on_step=done.append)
-    assert done == [1, 2, 3, 4, 5]
+    heard: list[tuple[int, Tensor]] = []
+    last = sample(
+        gaussian(sampler), scheduler_of(sampler), (2, 2), 5, generators(0), on_step=lambda *s: heard.append(s)
+    )
+    assert [done for done, _ in heard] == [1, 2, 3, 4, 5] and torch.equal(heard[-1][1], last)
+
+
+@pytest.mark.parametrize("sampler", OBJECTIVE)
+def test_latents_given_back_after_a_step_are_those_that_go_on(sampler):
+    asked: list[Tensor] = []
+    other = normal(1, 2, 2, seed=9)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        asked.append(x)
+        return gaussian(sampler)(x, t)
+
+    def change(done: int, x: Tensor) -> Tensor | None:
+        return {2: other, 4: 2 * x}.get(done)
+
+    last = sample(model, scheduler_of(sampler), (2, 2), 4, generators(0), on_step=change)
+    plain = sample(gaussian(sampler), scheduler_of(sampler), (2, 2), 4, generators(0))
+    assert torch.equal(asked[2], other) and not torch.equal(asked[3], other)
+    again = sample(
+        gaussian(sampler), scheduler_of(sampler), (2, 2), 4, generators(0), on_step=lambda i, _: {2: other}.get(i)
+    )
+    assert torch.equal(last, 2 * again) and not torch.equal(again, plain)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

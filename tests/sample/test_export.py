@@ -1,6 +1,7 @@
 """`lvdm export` writes the folder that the pipeline loads, whole, and refuses parts that do not fit together."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import vae
 from lvdm import LVDMPipeline
 from lvdm.rng import generator
 from lvdm.samplers import DDPM, make_scheduler
+from sample import export
 
 
 def frames(pipe):
@@ -50,6 +52,45 @@ def test_a_pipeline_is_replaced_as_a_whole_and_nothing_else_is(lvdm, transformer
     assert lvdm("export", transformer, vae=plain, out=tmp_path / "mine") == 2
     assert "there is something else already; choose another out" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+class Killed(BaseException):
+    """What no handler sees, as a kill."""
+
+
+@pytest.mark.parametrize("moment", ["write", "old aside", "new in place", "old gone"])
+def test_a_kill_at_any_moment_leaves_a_whole_pipeline_and_nothing_in_the_way(
+    moment, lvdm, transformer, refiner, vae_of, tmp_path, monkeypatch
+):
+    out, plain = tmp_path / "pipe", vae_of()
+    assert lvdm("export", transformer, vae=refiner, out=out) == 0
+    renames, rename, rmtree = [], Path.rename, export.shutil.rmtree
+
+    def killed(*_, **__):
+        raise Killed
+
+    def counted(self, target):
+        renames.append(target)
+        if len(renames) == {"old aside": 1, "new in place": 2}.get(moment):
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", counted)
+        if moment == "write":
+            patch.setattr(LVDMPipeline, "save_pretrained", lambda self, to: (Path(to).mkdir(), killed()))
+        if moment == "old gone":  # the last removal of all: the first two are of leftovers
+            patch.setattr(export.shutil, "rmtree", lambda path, **keys: killed() if renames else rmtree(path, **keys))
+        lvdm("export", transformer, vae=plain, out=out)
+    there = [path for path in tmp_path.iterdir() if (path / "model_index.json").is_file()]
+    assert out in there or len(there) == 2
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # and another, while it writes
+        patch.setattr(LVDMPipeline, "save_pretrained", killed)
+        lvdm("export", transformer, vae=plain, out=out)
+    assert LVDMPipeline.from_pretrained(out).vae.spec.refines == (moment != "old gone")
+    assert lvdm("export", transformer, vae=plain, out=out) == 0
+    assert not LVDMPipeline.from_pretrained(out).vae.spec.refines
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize(

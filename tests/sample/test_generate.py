@@ -20,6 +20,7 @@ import vae
 from dit.conditioning import Condition
 from dit.latte import Latte
 from lvdm.data.reader import probe
+from lvdm.files import replacing
 from lvdm.latents import LatentSpace, LatentStore, load_latent
 from lvdm.media import read_video, to_uint8
 from lvdm.rng import generator
@@ -161,6 +162,8 @@ def test_a_finished_run_is_left_alone(lvdm, samples, transformer, refiner, capsy
     before = {path: path.stat().st_mtime_ns for path in samples.glob("*/*")}
     keys = {"dit": transformer, "vae": refiner, "out": samples, "batch": 4, "steps": 3, "guidance": 3}
     assert lvdm("sample", count=5, **keys) == 0
+    assert lvdm("sample", count=3, **keys) == 0
+    assert f"{samples}: finished with 5 videos; count=3 asks for no more of them" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in samples.glob("*/*")} == before
     assert lvdm("sample", count=5, **{**keys, "steps": 4}) == 2
     assert "belongs to another config (different: steps)" in capsys.readouterr().err
@@ -176,6 +179,22 @@ def test_a_finished_run_that_is_asked_for_more_draws_the_others(lvdm, draw, samp
     for one, other in zip(latents(tmp_path / "more"), latents(at_once), strict=True):
         assert torch.equal(one, other)
     assert [line["id"] for line in lines(tmp_path / "more")] == list(range(6))
+
+
+def test_what_a_killed_run_left_half_written_goes_and_never_counts(lvdm, samples, transformer, refiner, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(samples, out)
+    parts = []
+    for path in (out / "latents" / "000004.safetensors", out / "d1" / "000004.mp4", out / "d2" / "000004.mp4"):
+        with pytest.raises(FileNotFoundError), replacing(path) as part:
+            parts.append(part)
+        path.rename(part)  # at worst it is whole, but for its name
+    (out / "finished.json").unlink()
+    assert lvdm("render", out / "latents", vae=refiner, out=tmp_path / "rendered") == 0
+    assert [path.stem for path in sorted((tmp_path / "rendered").glob("*.mp4"))] == [f"{i:06d}" for i in range(4)]
+    assert lvdm("sample", dit=transformer, vae=refiner, out=out, count=5, batch=4, steps=3, guidance=3) == 0
+    assert not any(part.exists() for part in parts) and len(list(out.glob("*/*"))) == 15
+    assert all(torch.equal(a, b) for a, b in zip(latents(out), latents(samples), strict=True))
 
 
 def test_real_processes_draw_bitwise_what_one_does(lvdm, cache, transformer, refiner, tmp_path):
@@ -379,11 +398,20 @@ def test_models_of_a_flow_are_drawn_by_euler(draw, dit_of):
     assert lines(out)[0]["sampler"] == "euler" and latents(out)[0].isfinite().all()
 
 
-def test_attention_and_compile_reach_the_transformer(draw, samples, monkeypatch):
-    asked = []
+def test_attention_compile_and_precision_reach_the_transformer(draw, samples, monkeypatch):
+    asked, seen, forward = [], [], Latte.forward
+
+    def spy(self, *inputs):
+        output = forward(self, *inputs)
+        seen.append(output.dtype)
+        return output
+
+    monkeypatch.setattr(Latte, "forward", spy)
     monkeypatch.setattr(Latte, "compile_repeated_blocks", lambda self: asked.append(self.blocks[1].attention.backend))
     assert agree(latents(draw("math", attention="math", compile="true"))[0], latents(samples)[0])
-    assert asked == ["math"]
+    assert asked == ["math"] and seen == [torch.float32] * 3
+    draw("rough", precision="bf16")
+    assert seen[3:] == [torch.bfloat16] * 3
 
 
 def assert_rendered(out: Path, suffix: str, kept: Path, spec: str) -> None:

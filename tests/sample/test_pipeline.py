@@ -10,7 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.callbacks import PipelineCallback
 
 import dit
 import vae
@@ -115,11 +117,74 @@ def test_an_unconditional_model_takes_a_number_of_videos(plain):
     assert out.frames.shape == (3, 9, 3, 32, 32) and out.fps == 12
 
 
-def test_the_callback_hears_of_every_step_in_order(pipe):
+STEPS = {"class_labels": "left", "num_inference_steps": 3, "output_type": "latent"}
+
+
+def test_the_callback_hears_of_every_step_in_order_and_gets_the_latents(pipe):
     heard = []
-    pipe("left", num_inference_steps=3, output_type="latent", callback_on_step_end=lambda *a: heard.append(a))
-    assert [(step, int(t), more) for _, step, t, more in heard] == [(0, 999, {}), (1, 500, {}), (2, 0, {})]
-    assert all(first is pipe for first, *_ in heard)
+    last = pipe(**STEPS, callback_on_step_end=lambda *a: heard.append(a)).frames
+    assert [(step, int(t), list(more)) for _, step, t, more in heard] == [
+        (step, t, ["latents"]) for step, t in ((0, 999), (1, 500), (2, 0))
+    ]
+    assert all(first is pipe for first, *_ in heard) and torch.equal(heard[-1][-1]["latents"], last)
+    heard.clear()
+    pipe(**STEPS, callback_on_step_end=lambda *a: heard.append(a), callback_on_step_end_tensor_inputs=[])
+    assert [more for *_, more in heard] == [{}] * 3
+
+
+@pytest.mark.parametrize("scheduler", [None, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_what_the_callback_returns_takes_the_place_of_the_latents(pipe, scheduler):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config) if scheduler else pipe.scheduler
+    other, heard, seen = torch.randn(1, 4, 3, 4, 4, generator=generator(0)), [], []
+
+    def change(_, step, __, given):
+        heard.append(given["latents"])
+        return {0: {"latents": other}, 1: given, 2: {"latents": 2 * given["latents"]}}[step]
+
+    pipe.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    got = pipe(**STEPS, generator=generators(1), guidance_scale=1, callback_on_step_end=change).frames
+    assert torch.equal(seen[1], other) and not torch.equal(heard[0], other)
+    assert torch.equal(seen[2], heard[1]) and torch.equal(got, 2 * heard[2])
+
+
+@pytest.mark.parametrize("scheduler", [None, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_an_interrupted_pipeline_gives_what_there_is_and_starts_anew(pipe, scheduler):
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config) if scheduler else pipe.scheduler
+    heard, plain = [], pipe(**STEPS, generator=generators(1)).frames
+
+    def stop(ours, step, _, given):
+        heard.append(given["latents"])
+        ours._interrupt = step == 1
+        return {"latents": 2 * given["latents"]} if step == 1 else {}
+
+    got = pipe(**STEPS, generator=generators(1), callback_on_step_end=stop).frames
+    assert len(heard) == 2 and torch.equal(got, 2 * heard[1])
+    assert torch.equal(pipe(**STEPS, generator=generators(1)).frames, plain)
+
+
+def test_a_callback_of_diffusers_says_itself_what_it_takes(pipe):
+    class Halves(PipelineCallback):
+        tensor_inputs = ["latents"]  # noqa: RUF012
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            return {"latents": callback_kwargs["latents"] / 2} if step_index == 2 else callback_kwargs
+
+    whole = pipe(**STEPS, generator=generators(1)).frames
+    half = pipe(
+        **STEPS,
+        generator=generators(1),
+        callback_on_step_end=Halves(cutoff_step_ratio=None, cutoff_step_index=3),
+        callback_on_step_end_tensor_inputs=[],
+    ).frames
+    assert torch.equal(half, whole / 2)
+
+
+def test_another_pipeline_shares_the_parts(pipe):
+    faster = make_scheduler("noise", "dpm++")
+    again, other = LVDMPipeline.from_pipe(pipe), quiet(LVDMPipeline.from_pipe(pipe, scheduler=faster))
+    assert all(part is again.components[name] for name, part in pipe.components.items())
+    assert other.vae is pipe.vae and other.transformer is pipe.transformer and other.scheduler is faster
+    assert other("left", **QUICK).frames.shape == (1, 17, 32, 32, 3)
 
 
 def test_models_of_a_flow(dit_of, refiner):
@@ -189,13 +254,22 @@ def test_a_hub_id_is_downloaded_as_data(pipe, tmp_path, monkeypatch):
     assert asked == [("someone/pipeline", {"allow_patterns": ["*.json", "*.safetensors"], "revision": "v1"})]
 
 
-def test_offloading_runs(pipe):
-    """On the CPU, where the hooks move nothing, but must be called and put back."""
+def test_offloading_calls_the_hooks_of_both_models_and_sets_them_anew(pipe, monkeypatch):
+    """On the CPU, where the hooks move nothing."""
+    entered, enter, freed, free = [], CpuOffload.pre_forward, [], LVDMPipeline.maybe_free_model_hooks
+    monkeypatch.setattr(
+        CpuOffload,
+        "pre_forward",
+        lambda self, model, *given, **keys: entered.append(model) or enter(self, model, *given, **keys),
+    )
+    monkeypatch.setattr(LVDMPipeline, "maybe_free_model_hooks", lambda self: freed.append(self) or free(self))
     keys = {**QUICK, "class_labels": "left", "generator": None, "refine": True}
     expected = pipe(**{**keys, "generator": generators(1)}).frames
     pipe.enable_model_cpu_offload(device="cpu")
-    for _ in range(2):
+    freed.clear()
+    for again in (1, 2):
         assert np.array_equal(pipe(**{**keys, "generator": generators(1)}).frames, expected)
+        assert entered == ([pipe.transformer] * 2 + [pipe.vae]) * again and freed == [pipe] * again
 
 
 def test_lvdm_gives_the_pipeline_when_asked_and_imports_no_torch_before():
@@ -221,6 +295,10 @@ REFUSED = {
     "type": ({"class_labels": 0, "output_type": "mp4"}, "output_type='mp4': expected one of np, pt, pil, latent"),
     "no videos": ({"class_labels": 0, "num_videos": 0}, "num_videos=0: expected at least 1"),
     "generators": ({"class_labels": 0, "generator": generators(2)}, "generator: 2 were given for 1 videos"),
+    "tensors": (
+        {"class_labels": 0, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]},
+        r"callback_on_step_end_tensor_inputs: expected some of \['latents'\], got \['prompt_embeds'\]",
+    ),
     "guidance": ({"class_labels": 0, "guidance_scale": -1}, "guidance=-1: expected at least 0"),
 }
 

@@ -1,5 +1,6 @@
 """Rendering latent files: streams equal whole clips, D2 comes at twice the rate, and only the right VAE renders."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,20 @@ def test_a_folder_is_rendered_file_by_file_and_goes_on(lvdm, samples, refiner, t
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
     assert (tmp_path / names[1]).is_file()
     assert f"{tmp_path}: 1 videos rendered, 4 were there already" in capsys.readouterr().out
+
+
+def test_parts_of_killed_runs_are_no_latents_and_those_of_its_own_go(lvdm, samples, refiner, tmp_path):
+    kept, out = tmp_path / "latents", tmp_path / "out"
+    for folder in (kept, out):
+        folder.mkdir()
+    whole = samples / "latents" / "000000.safetensors"
+    for name in (whole.name, ".000001.safetensors.0123abcd.part.safetensors"):
+        shutil.copy(whole, kept / name)
+    (out / ".000000.mp4.0123abcd.part.mp4").touch()
+    assert lvdm("render", kept, vae=refiner, out=out) == 0
+    assert sorted(path.name for path in out.glob("*.mp4")) == ["000000.mp4"]
+    (kept / whole.name).unlink()
+    assert lvdm("render", kept, vae=refiner, out=tmp_path / "none") == 2  # a part is nothing to render
 
 
 def test_a_refiner_more_or_less_does_not_change_the_vae_of_a_latent(lvdm, vae_of, refiner, file_for, tmp_path):

@@ -1,6 +1,7 @@
 """The transformer's training: draws that are pure in the sample's number, conditions, and what the export carries."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,14 @@ from accelerate import Accelerator
 
 import dit
 from dit.conditioning import LabelEmbedding
+from dit.latte import Latte
 from lvdm import diffusion
 from lvdm.data.reader import iter_frames
 from lvdm.latents import LatentSpace, LatentStore
+from lvdm.meter import Meter
+from lvdm.rng import generator, item_at
 from train import dit as program
+from train import preview
 from train.configs import TrainDiT
 from train.dit import Draws
 
@@ -29,6 +34,21 @@ def unlabelled(launch, vae_run):
 def killed(*_):
     """Stands in for the step at which a run dies."""
     raise KeyboardInterrupt
+
+
+@pytest.fixture
+def steps_of_latte(monkeypatch):
+    """What the steps of a run show the model, and how it answers: (model, condition, output) of each."""
+    seen, forward = [], Latte.forward
+
+    def spy(self, x, timestep, condition=None):
+        output = forward(self, x, timestep, condition)
+        if x.device.type != "meta":  # where FLOPs are counted
+            seen.append((self, condition, output))
+        return output
+
+    monkeypatch.setattr(Latte, "forward", spy)
+    return seen
 
 
 def draws_of(store, **keys) -> Draws:
@@ -143,6 +163,36 @@ def test_accumulation_gives_the_same_losses(launch, steps, store, tmp_path):
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_step_is_computed_as_the_keys_say(precision, dtype, launch, store, tmp_path, monkeypatch, steps_of_latte):
+    """All but its results, which are to be the same."""
+    keys = {"latents": store, "phases": STILL, "precision": precision}
+    if precision == "bf16":
+        keys |= {"attention": "math", "gradient_checkpointing": True, "compile": True}
+    compiled = []
+    monkeypatch.setattr(Latte, "compile_repeated_blocks", lambda self: compiled.append(self))
+    assert launch("train dit", out=tmp_path / "run", **keys) == 0
+    ((model, _, output),) = steps_of_latte
+    assert output.dtype == dtype
+    assert {block.attention.backend for block in model.blocks} == {keys.get("attention", "sdpa")}
+    assert model.gradient_checkpointing == keys.get("gradient_checkpointing", False)
+    assert compiled == ([model] if "compile" in keys else [])
+
+
+def test_the_error_is_told_by_quarter_of_the_timesteps():
+    alone = SimpleNamespace(reduce=lambda parts, how: parts)
+    for timesteps in (
+        torch.tensor([0, 249, 250, 499, 500, 749, 999]),
+        torch.tensor([0.5, 249.9, 250, 499, 500, 749, 999]),
+    ):
+        meter, mse = Meter(alone), torch.tensor([1.0, 2.0, 4.0, 6.0, 10.0, 20.0, 40.0])
+        program.measure(meter, {"loss": 2 * mse, "mse": mse}, timesteps)
+        meter.step()
+        means = meter.read()
+        assert [means[f"mse_q{quarter}"] for quarter in (1, 2, 3, 4)] == [1.5, 5.0, 15.0, 40.0]
+        assert means["loss"] == 2 * means["mse"] == pytest.approx(2 * 83 / 7)
+
+
 @pytest.mark.parametrize("keys", [{"workers": 1}, {"gradient_checkpointing": True}])
 def test_how_it_is_computed_changes_nothing(keys, launch, steps, store, dit_run, tmp_path):
     assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 0
@@ -215,8 +265,38 @@ def test_images_are_trained_on(launch, steps, store, stills, dit_run, tmp_path):
     assert (config.frames, config.num_classes) == (3, 2)  # sampled as any other
 
 
+def test_the_model_sees_the_labels_of_images_each_dropped_by_its_own_draw(
+    launch, store, stills, tmp_path, monkeypatch, steps_of_latte
+):
+    batches, collate = [], program.collate
+    monkeypatch.setattr(program, "collate", lambda items: batches.append(collate(items)) or batches[-1])
+    keys = {"images": str(stills), "images_per_video": 2, "label_dropout": 0.5}
+    assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 0
+    stored, draws = LatentStore(stills), draws_of(store, **keys)
+    assert len(batches) == len(steps_of_latte) == 4
+    shown = torch.cat([condition.image_labels for _, condition, _ in steps_of_latte])
+    dropped = torch.cat([batch.image_dropped for batch in batches])
+    of_store = [stored[item_at(0, number, len(stored))]["label"] for number in range(2 * 16)]
+    assert torch.equal(shown, torch.tensor(of_store).view(16, 2).masked_fill(dropped, -1))
+    assert set(shown.flatten().tolist()) == {-1, 0, 1} and (dropped[:, 0] != dropped[:, 1]).any()
+    rate = torch.stack([draws(sample)["image_dropped"] for sample in range(300)]).double().mean()
+    assert abs(rate - 0.5) < 4 * 0.5 / 600**0.5
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"images_per_video": 8}, "images_per_video=8: expected images=STORE beside it"),
+        ({"images": "elsewhere"}, "images=elsewhere: expected images_per_video beside it"),
+    ],
+)
+def test_joint_training_needs_a_store_of_images_and_their_number(keys, message, launch, store, tmp_path, capsys):
+    assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 2
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 def test_images_of_another_vae_size_or_length_are_refused(launch, store, vae_run, tmp_path, capsys):
-    assert launch("train dit", out=tmp_path / "run", latents=store, images=store) == 2
+    assert launch("train dit", out=tmp_path / "run", latents=store, images=store, images_per_video=1) == 2
     assert "shape: store says [4, 3, 2, 2], asked [4, 1, 2, 2]" in capsys.readouterr().err
 
 
@@ -225,14 +305,28 @@ def test_images_of_another_vae_size_or_length_are_refused(launch, store, vae_run
 
 
 def test_previews_show_the_averaged_weights_from_the_same_noise(
-    launch, steps, weights, store, vae_run, dit_run, tmp_path
+    launch, steps, weights, store, vae_run, dit_run, tmp_path, monkeypatch
 ):
+    drawn, draw = [], preview.draw
+
+    def spy(model, condition, generators, *rest):
+        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        drawn.append((tensors, [g.get_state() for g in generators], condition.labels.tolist()))
+        return draw(model, condition, generators, *rest)
+
+    monkeypatch.setattr(preview, "draw", spy)
     keys = {"preview_every": 8, "preview_vae": vae_run, "preview_count": 3, "preview_steps": 2}
     assert launch("train dit", out=tmp_path / "run", latents=store, **keys) == 0
     previews = tmp_path / "run" / "previews"
     assert sorted(p.name for p in previews.iterdir()) == [f"{n:09d}.{s}" for n in (8, 16) for s in ("mp4", "png")]
     video = torch.stack(list(map(torch.as_tensor, iter_frames(previews / "000000016.mp4"))))
     assert video.shape == (9, 16, 3 * 16, 3)  # side by side
+    (early, *_), (late, *_) = drawn
+    assert all(torch.equal(tensor, late[name]) for name, tensor in weights(tmp_path / "run").items())  # the export's
+    assert not torch.equal(early["head.linear.weight"], late["head.linear.weight"])
+    noise = [generator(0, "sample", i).get_state() for i in range(3)]  # that of lvdm sample
+    for _, states, labels in drawn:
+        assert all(torch.equal(a, b) for a, b in zip(states, noise, strict=True)) and labels == [0, 1, 0]
     assert steps(tmp_path / "run") == steps(dit_run)  # and training does not notice
     assert all(torch.equal(tensor, weights(tmp_path / "run")[name]) for name, tensor in weights(dit_run).items())
 

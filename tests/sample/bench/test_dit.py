@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from dit.cost import sample_cost
 from lvdm import bench
 from lvdm.bench import ratio
 from lvdm.diffusion import GaussianDiffusion
@@ -21,7 +22,14 @@ def config(**keys) -> BenchDiT:
 
 def test_table_and_json(lvdm, tmp_path, capsys):
     keys = {"model": "latte-s/2", "model_args": "{depth: 2, width: 32, heads: 2}", "batch": 2, "frames": 3}
-    keys |= {"size": "[4,4]", "compile": "false", "steps": 2, "rounds": 2, "out": tmp_path / "dit.json"}
+    keys |= {
+        "size": "[4,4]",
+        "attention": "math",
+        "compile": "false",
+        "steps": 2,
+        "rounds": 2,
+        "out": tmp_path / "dit.json",
+    }
     assert lvdm("bench dit", **keys) == 0
     table = capsys.readouterr().out
     product, step, guided, plain = json.loads((tmp_path / "dit.json").read_text())["rows"]
@@ -63,9 +71,14 @@ def test_a_timed_step_trains():
     assert mse[-1] < mse[0]
 
 
-def test_flops_are_those_of_the_sizes():
-    small, wide = bench_dit.forward_flops(config()), bench_dit.forward_flops(config(frames=6))
-    assert 1.9 < wide / small < 2.1
+@pytest.mark.parametrize("attention", ["sdpa", "math"])
+def test_flops_are_those_of_the_passes_over_the_batch(attention):
+    tiny = config(batch=3, attention=attention, gradient_checkpointing=True)
+    model = bench_dit.build(tiny, "eager", CPU)
+    passes = sample_cost(model, backward=True)
+    assert bench_dit.training_step(tiny, model, CPU).flops == 3 * (passes.flops + passes.backward_flops)
+    for way in (bench_dit.sampling, bench_dit.plain_loop):  # two steps, each with the class and without
+        assert way(tiny, model, CPU).flops == 3 * 2 * 2 * passes.flops
 
 
 def test_bad_size_is_one_line(lvdm, capsys):

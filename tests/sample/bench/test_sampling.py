@@ -30,7 +30,7 @@ def test_parts_add_up_to_videos_a_minute(lvdm, tmp_path, capsys):
 
 def test_any_vae_renders(lvdm, tmp_path):
     """One with other channels and no streams, by D1 alone."""
-    keys = {**KEYS, "vae": "cogvideox"}
+    keys = {**KEYS, "vae": "cogvideox", "attention": "math"}
     tiny = "{arguments: {block_out_channels: [8,8,8,8], layers_per_block: 1, norm_num_groups: 4}}"
     assert lvdm("bench sample", **{**keys, "vae_args": tiny, "refine": "false", "out": tmp_path / "a.json"}) == 0
     assert [row["work"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]][1:] == ["sampling", "D1"]
