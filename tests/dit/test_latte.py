@@ -280,7 +280,7 @@ def test_compiled_blocks_are_two_kinds_and_have_equal_gradients(graphs):
         model(x, t).square().mean().backward()
     assert graphs() == 2  # spatial and temporal, however many blocks and steps
     for parameter, expected in zip(model.parameters(), plain, strict=True):
-        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=5e-5 * max(1.0, float(expected.abs().max())))
 
 
 def test_blocks_are_compiled_as_one_graph_each_for_all_sizes_that_may_come(monkeypatch):
