@@ -29,7 +29,7 @@ from sample.measure.distances import bounds_of, estimator, features_of, protocol
 from sample.measure.evaluate import Table, inputs_of, networks, unknown_rate
 from sample.measure.figures import finite
 from sample.measure.recode import CODECS, Recoded
-from sample.measure.sets import VideoSet
+from sample.measure.sets import Files, VideoSet
 from sample.measure.sides import Sides, sides_of
 from vae.base import VideoVAE
 
@@ -240,7 +240,8 @@ def count(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureE
 
 
 def codec(config: Doctor, base: Sides, model: VideoVAE | None, network: FeatureExtractor) -> Turns:
-    before = f", after {base.fake.note}" if base.fake.note else ""
+    lossy = base.fake.note if isinstance(base.fake, Files) else ""
+    before = f", after {lossy}" if lossy else ""
     for name in CODECS:
         stored = replace(base, fake=Recoded(base.fake, name))
         yield Turn("codec", f"samples as {name}{before}", lambda stored=stored: stored)
